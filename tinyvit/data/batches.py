@@ -1,0 +1,67 @@
+"""Batches: the training set in a new order each epoch, a handful of images at a time.
+
+Order and augmentation depend on (seed, epoch, step) and on nothing else, in particular not on how many random numbers
+anyone drew before. So step 7 of epoch 3 is the same batch whether the run came to it from the start or from a
+checkpoint, and `start=7` resumes there without replaying the steps before. A single random stream, advanced from batch to
+batch, would have to be saved and restored to the exact draw; large-scale trainers go the same stateless way.
+"""
+
+import operator
+
+import numpy as np
+
+from tinyvit.data.dataset import DataError, normalise
+
+
+def batches(
+    split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, shuffle=True, drop_last=False, start=0
+):
+    """Iterate over one epoch: yields `(images, labels)`, (B, h, w, C) float32 normalised and (B,) int64.
+
+    `mean`, `std` as in `Dataset`; `augment` an `Augment` or None. The last batch holds what remains, unless `drop_last`.
+    `start` is the first step to yield. For evaluation pass `shuffle=False` and no `augment`.
+
+    Raises at once, not at the first batch: DataError for an empty split (or one smaller than the batch, with `drop_last`),
+    ValueError for batch_size < 1 and for a negative seed, epoch or start.
+    """
+    numbers = dict(batch_size=batch_size, seed=seed, epoch=epoch, start=start)
+    for name, value in numbers.items():
+        least = 1 if name == "batch_size" else 0
+        if operator.index(value) < least:
+            raise ValueError(f"batches: {name} must be a whole number from {least} up, got {value}")
+    if not len(split):
+        raise DataError("batches needs a split with at least one image, got an empty one")
+    if drop_last and len(split) < batch_size:
+        raise DataError(
+            f"drop_last leaves no batch at all: {len(split)} images, batch_size {batch_size}; use a smaller batch_size"
+        )
+    return _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, drop_last, start)
+
+
+def steps_per_epoch(count, batch_size, drop_last=False):
+    """How many batches `count` images make."""
+    return count // batch_size if drop_last else -(-count // batch_size)
+
+
+def order(count, seed, epoch):
+    """The order of `count` images in one epoch: a permutation (count,), uniform over all of them.
+
+    Sorting random keys instead of calling `permutation`: NumPy promises to keep PCG64's raw output, so an old run
+    replays with a new NumPy.
+    """
+    return np.argsort(_bits(seed, epoch, 0).random_raw(count), kind="stable")
+
+
+def _bits(seed, epoch, stream):
+    """A random stream of its own for each (seed, epoch, stream): stream 0 shuffles, stream 1 + step augments."""
+    return np.random.PCG64(np.random.SeedSequence([seed, epoch, stream]))
+
+
+def _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, drop_last, start):
+    indices = order(len(split), seed, epoch) if shuffle else np.arange(len(split))
+    for step in range(start, steps_per_epoch(len(split), batch_size, drop_last)):
+        chosen = indices[step * batch_size : (step + 1) * batch_size]
+        images = split.images[chosen]
+        if augment is not None:
+            images = augment(images, np.random.Generator(_bits(seed, epoch, 1 + step)))
+        yield normalise(images, mean, std), split.labels[chosen]

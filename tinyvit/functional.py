@@ -1,0 +1,167 @@
+"""The ops a Vision Transformer is made of: linear, layer norm, GELU, attention, softmax cross-entropy, convolution.
+
+Each could be composed from `ops.py`, and `tests/test_functional.py` does so to check it. Fused into one node each, they
+remember less (a layer norm in primitives keeps six arrays of the size of x, this one keeps x and two numbers a row) and
+run on one kernel. The mathematics of each pullback is in the kernel's file; here one sees what is remembered for it.
+
+Notebook 05 builds attention by hand, notebook 06 the rest.
+"""
+
+import numpy as np
+
+from tinyvit import kernels, ops
+from tinyvit.tensor import Tensor, differentiable
+
+
+@differentiable
+def linear(x, weight, bias):
+    """x W + b, for x (…, D_in), W (D_in, D_out), b (D_out,) or None -> (…, D_out).
+
+    All leading axes become rows of one matrix, so that it is one large product instead of many small ones.
+    """
+    if x.ndim < 1 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(f"x's last axis must equal weight's first, got {x.shape[-1:]} and {weight.shape[:1]}")
+    rows = x.reshape(-1, weight.shape[0])
+    y = rows @ weight
+    if bias is not None:
+        y += bias
+    shape = x.shape
+
+    def pullback(g, wanted):  # dL/dx = G Wᵀ, dL/dW = xᵀ G, dL/db = Σ rows of G
+        g = g.reshape(-1, weight.shape[1])
+        return (
+            (g @ weight.T).reshape(shape) if wanted[0] else None,
+            rows.T @ g if wanted[1] else None,
+            g.sum(axis=0) if wanted[2] else None,
+        )
+
+    return y.reshape(*shape[:-1], weight.shape[1]), pullback
+
+
+@differentiable
+def layer_norm(x, gamma, beta, *, eps=1e-6):
+    """γ (x - mean) / √(variance + ε) + β over the last axis; x (…, D), gamma and beta (D,).
+
+    ε = 1e-6 as in the paper's code (Flax) and timm; PyTorch's own default is 1e-5. Source: Ba et al. 2016.
+    """
+    if not x.shape[-1:] == gamma.shape == beta.shape:
+        raise ValueError("x's last axis, gamma and beta must have one size")
+    shape, rows = x.shape, x.reshape(-1, x.shape[-1])
+    y, mean, rstd = kernels.layernorm(rows, gamma, beta, eps)
+
+    def pullback(g):
+        dx, dgamma, dbeta = kernels.layernorm_backward(rows, gamma, mean, rstd, g.reshape(rows.shape))
+        return dx.reshape(shape), dgamma, dbeta
+
+    return y.reshape(shape), pullback
+
+
+@differentiable
+def gelu(x, *, tanh=False):
+    """x Φ(x), Φ the normal distribution function; `tanh=True` for the approximation that Flax uses, off by up to 4.7e-4.
+
+    Source: Hendrycks and Gimpel 2016. The paper does not say which one it means; its code has the tanh form.
+    """
+    return kernels.gelu(x, tanh), lambda g: kernels.gelu_backward(x, g, tanh)
+
+
+@differentiable
+def softmax(x):
+    """exp(x) / Σ exp(x) over the last axis, without overflow."""
+    p = kernels.softmax(x)
+    return p, lambda g: kernels.softmax_backward(p, g)
+
+
+@differentiable
+def attention(qkv, *, heads, maps=None):
+    """Multi-head softmax attention, softmax(q kᵀ / √K) v, all heads at once (paper eq. 5 to 8, before U_msa).
+
+    Args:
+        qkv: (B, N, 3 D), the queries, keys and values of all heads side by side: q₁…q_H k₁…k_H v₁…v_H.
+        heads: H, which must divide D; the head width is K = D / H.
+        maps: a list that receives the attention probabilities, an array (B, H, N, N): row i says what token i reads.
+
+    Returns (B, N, D), the heads' results side by side.
+    """
+    if qkv.ndim != 3 or qkv.shape[-1] % (3 * heads):
+        raise ValueError(f"qkv must be (B, N, 3 D) with D a multiple of heads = {heads}")
+    scale = float((qkv.shape[-1] // 3 // heads) ** -0.5)
+    out, p = kernels.attention(qkv, heads, scale)
+    if maps is not None:
+        maps.append(p.copy())
+    return out, lambda g: kernels.attention_backward(qkv, p, g, heads, scale)
+
+
+@differentiable
+def _cross_entropy(logits, *, labels, smoothing):
+    losses, p = kernels.cross_entropy(logits, labels, smoothing)
+    share = 1 / len(labels)
+
+    def pullback(g):
+        each = np.full(len(labels), g * share, logits.dtype)
+        return kernels.cross_entropy_backward(p, labels, each, smoothing)
+
+    return losses.mean(dtype=logits.dtype), pullback
+
+
+def cross_entropy(logits, labels, smoothing=0.0):
+    """Mean over the batch of -Σ_c t_c log p_c with p = softmax(logits).
+
+    Args:
+        logits: (B, C).
+        labels: (B,) integers in [0, C).
+        smoothing: s moves that much of the target from the label to all classes alike: t = (1 - s) one-hot + s / C
+            (Szegedy et al. 2016).
+
+    Returns a scalar Tensor. Raises ValueError for labels or smoothing out of range, TypeError for labels not integer.
+    """
+    labels = np.array(labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy: labels must be integers, got {labels.dtype}")
+    if len(logits.shape) != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
+        raise ValueError(
+            f"cross_entropy needs logits (B, C) and labels (B,) with B ≥ 1, got {logits.shape} and {labels.shape}"
+        )
+    classes = logits.shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"cross_entropy: labels must be in [0, {classes}), the logits' classes; got {labels.min()} to {labels.max()}"
+        )
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"cross_entropy: smoothing must be in [0, 1), got {smoothing}")
+    return _cross_entropy(logits, labels=labels.astype(np.int64), smoothing=float(smoothing))
+
+
+def dropout(x, p, rng):
+    """Zero each entry with probability p and scale the rest by 1 / (1 - p), so that the mean stays (Srivastava 2014)."""
+    mask = (rng.random(x.shape, dtype=np.float32) >= p).astype(x.dtype) * x.dtype.type(1 / (1 - p))
+    return ops.multiply(x, Tensor.wrap(mask))
+
+
+@differentiable
+def conv2d(x, weight, bias, *, stride=1, padding=0):
+    """Cross-correlation of images x (B, h, w, C) with weight (kh, kw, C, D) plus bias (D,) or None -> (B, oh, ow, D).
+
+    Each window becomes a row (im2col), and the convolution one matrix product: memory for speed. Production libraries
+    form the windows tile by tile in cache instead (implicit GEMM). Output size oh = (h + 2·padding - kh) // stride + 1.
+    """
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]:
+        raise ValueError("conv2d needs x (B, h, w, C) and weight (kh, kw, C, D) with one C")
+    kh, kw, _, width = weight.shape
+    if min(x.shape[1] + 2 * padding - kh, x.shape[2] + 2 * padding - kw) < 0:
+        raise ValueError(f"the window {kh}×{kw} does not fit into the image with padding {padding}")
+    windows = kernels.im2col(x, (kh, kw), stride, padding)  # (B, oh, ow, kh·kw·C)
+    rows, matrix = windows.reshape(-1, windows.shape[-1]), weight.reshape(-1, width)
+    y = rows @ matrix
+    if bias is not None:
+        y += bias
+    image_shape, window_shape, kernel_shape = x.shape, windows.shape, weight.shape
+
+    def pullback(g, wanted):
+        g = g.reshape(-1, width)
+        dx = None
+        if wanted[0]:
+            dx = kernels.col2im((g @ matrix.T).reshape(window_shape), image_shape, (kh, kw), stride, padding)
+        return dx, (rows.T @ g).reshape(kernel_shape) if wanted[1] else None, g.sum(axis=0) if wanted[2] else None
+
+    return y.reshape(*window_shape[:3], width), pullback

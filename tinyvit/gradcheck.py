@@ -1,0 +1,145 @@
+"""Trust, but check: a derivative is right when it agrees with the function's own differences.
+
+For an output y = f(x), a random seed c and a random direction v of length 1, the number s(t) = Σ c · f(x + t v) has the
+derivative s'(0) = dL/dx · v. The left side needs only forward passes (the central difference below); the right side is
+what `backward` computed. One direction tests all entries at once: an error anywhere shows, unless it is by chance
+orthogonal to v. (A full Jacobian costs a pass per entry; `jacobian` does that for small examples.)
+
+Step h: the central difference (s(h) - s(-h)) / 2h errs by h² s'''/6, which wants h small, and by rounding, about
+ε |s| / h, which wants it large. With float64's ε = 2·10⁻¹⁶ both are near 10⁻¹⁰ at h = 10⁻⁵. With float32's
+ε = 10⁻⁷ there is no good h: a check in float32 cannot tell a wrong formula from rounding, so it is refused.
+
+Notebook 02.
+"""
+
+import numpy as np
+
+from tinyvit.tensor import Tensor, no_grad
+
+
+def gradcheck(f, *inputs, h=1e-5, tolerance=1e-6, seed=0):
+    """Compare the gradients of f(*inputs) with central differences along random directions.
+
+    Args:
+        f: a function of Tensors that returns a Tensor, or a module, whose parameters are then checked too. It must be
+            deterministic, and smooth within h of the inputs (no ReLU at 0).
+        inputs: float64 Tensors; those with requires_grad are checked. Anything else is passed on as it is.
+        h: step of the central difference.
+        tolerance: largest accepted relative error.
+        seed: of the directions.
+
+    Returns a dict from the checked argument's or parameter's name to its relative error.
+
+    Raises AssertionError that names the argument, its worst entry and both derivatives where they disagree; TypeError
+    for float32; ValueError where there is nothing to check, or f is not deterministic.
+    """
+    checked = {f"argument {i}": x for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad}
+    if hasattr(f, "named_parameters"):
+        checked |= dict(f.named_parameters())
+    _refuse(checked, [x for x in inputs if isinstance(x, Tensor)])
+
+    rng = np.random.default_rng(seed)
+    y = f(*inputs)
+    c = rng.standard_normal(y.shape)
+    s = _objective(f, inputs, c)
+    if s() != s():
+        raise ValueError("gradcheck needs a deterministic function; two calls gave different values. Is dropout on?")
+    gradients = _gradients(y, c, checked)
+
+    errors = {}
+    for name, x in checked.items():
+        v = rng.standard_normal(x.shape)
+        v /= np.linalg.norm(v) or 1.0
+        analytic, numeric = np.sum(gradients[name] * v), _difference(s, x, v, h)
+        # A direction nearly orthogonal to the gradient gives a tiny, badly rounded number: compare with the typical one.
+        typical = np.linalg.norm(gradients[name]) / np.sqrt(max(x.size, 1))
+        scale = max(abs(analytic), abs(numeric), typical)
+        errors[name] = abs(analytic - numeric) / scale if scale > 1e-12 else 0.0
+        if not errors[name] <= tolerance:
+            raise AssertionError(_complaint(s, name, x, gradients[name], errors[name], tolerance, h))
+    return errors
+
+
+def jacobian(f, x, h=1e-5):
+    """Both Jacobians of f at the float64 Tensor x: (by backward, by differences), each of shape y.shape + x.shape.
+
+    The first needs a backward pass per entry of y, the second two forward passes per entry of x: for small examples.
+    """
+    _refuse({"x": x}, [x])
+    y = f(x)
+    numeric = np.empty(y.shape + x.shape)
+    for index in np.ndindex(x.shape):
+        before = x._array[index]
+        values = []
+        for step in (h, -h):
+            x._array[index] = before + step
+            with no_grad():
+                values.append(f(x).numpy())
+        x._array[index] = before
+        numeric[(..., *index)] = (values[0] - values[1]) / (2 * h)
+    analytic = np.empty(y.shape + x.shape)
+    for index in np.ndindex(y.shape):
+        seed = np.zeros(y.shape)
+        seed[index] = 1.0
+        analytic[index] = _gradients(f(x), seed, {"x": x})["x"]
+    return analytic, numeric
+
+
+def _refuse(checked, tensors):
+    if not checked:
+        raise ValueError("gradcheck has nothing to check: no input has requires_grad=True and f has no parameters")
+    for x in [*checked.values(), *tensors]:
+        if x.dtype != np.float64:
+            raise TypeError(
+                f"gradcheck needs float64, got a {x.dtype} tensor of shape {x.shape}: in float32, rounding hides wrong "
+                "gradients. Convert with x.astype(np.float64), Tensor(..., dtype=np.float64) or module.astype(np.float64)"
+            )
+
+
+def _objective(f, inputs, c):
+    def s():
+        with no_grad():
+            return float(np.sum(c * f(*inputs)._array))
+
+    return s
+
+
+def _gradients(y, seed, checked):
+    """The gradients of Σ seed · y; the tensors' own `.grad` are left as they were."""
+    before = {name: x.grad for name, x in checked.items()}
+    for x in checked.values():
+        x.grad = None
+    try:
+        y.backward(seed)
+        return {name: np.zeros(x.shape) if x.grad is None else x.grad for name, x in checked.items()}
+    finally:
+        for name, x in checked.items():
+            x.grad = before[name]
+
+
+def _difference(s, x, v, h):
+    """(s(x + h v) - s(x - h v)) / 2h, with x's values restored to the bit."""
+    before = x._array.copy()
+    try:
+        x._array[...] = before + h * v
+        ahead = s()
+        x._array[...] = before - h * v
+        return (ahead - s()) / (2 * h)
+    finally:
+        x._array[...] = before
+
+
+def _complaint(s, name, x, gradient, error, tolerance, h, most=400):
+    """Find the worst entry, one difference each, among the first `most`."""
+    worst = (-1.0, (), 0.0, 0.0)
+    for index in list(np.ndindex(x.shape))[:most]:
+        v = np.zeros(x.shape)
+        v[index] = 1.0
+        numeric = _difference(s, x, v, h)
+        worst = max(worst, (abs(numeric - gradient[index]), index, gradient[index], numeric))
+    _, index, analytic, numeric = worst
+    return (
+        f"gradient of {name} {x.shape}: relative error {error:.1e}, allowed {tolerance:.0e}. Worst entry "
+        f"{list(map(int, index))}: backward gives {analytic:.9g}, the central difference {numeric:.9g}"
+        + (f", ratio {analytic / numeric:.6g}" if numeric else "")
+    )

@@ -1,0 +1,126 @@
+"""Looking at the graph: the tape as a table, one row an op, with shapes, bytes remembered and FLOPs.
+
+`print(loss.trace())` before `loss.backward()` shows what the engine has recorded. "Remembered" are the arrays that the
+op's pullback captured, counted once where two ops share one: this, not the parameters, is most of the memory of training,
+and it is what `backward` frees step by step. FLOPs are the forward pass's, a multiply-add counted as two; a backward pass
+through a matrix product costs twice its forward.
+
+Frameworks hide this table behind a profiler. `viz.draw_tape` draws the same graph.
+"""
+
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from tinyvit.tensor import Tensor
+
+# FLOPs from the shapes of inputs and output; every op that is not here counts one per entry of its output.
+FLOPS = {
+    "leaf": lambda ins, out: 0,
+    "reshape": lambda ins, out: 0,
+    "transpose": lambda ins, out: 0,
+    "broadcast_to": lambda ins, out: 0,
+    "getitem": lambda ins, out: 0,
+    "_concatenate": lambda ins, out: 0,
+    "astype": lambda ins, out: 0,
+    "sum": lambda ins, out: prod(ins[0]),
+    "max": lambda ins, out: prod(ins[0]),
+    "matmul": lambda ins, out: 2 * ins[0][-1] * prod(out),
+    "linear": lambda ins, out: (2 * ins[1][0] + (len(ins) > 2)) * prod(out),
+    "attention": lambda ins, out: 4 * ins[0][1] * prod(out),  # q kᵀ and p v: 2·N²·D multiply-adds an image
+    "conv2d": lambda ins, out: 2 * prod(ins[1][:-1]) * prod(out),
+    "softmax": lambda ins, out: 5 * prod(out),
+    "log_softmax": lambda ins, out: 5 * prod(out),
+    "gelu": lambda ins, out: 8 * prod(out),
+    "layer_norm": lambda ins, out: 8 * prod(out),
+    "cross_entropy": lambda ins, out: 5 * prod(ins[0]),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op of the tape. `inputs` are the numbers of the rows that it reads; -1 stands for an unnamed constant."""
+
+    number: int
+    op: str
+    name: str | None
+    inputs: tuple[int, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+    remembered: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Tape:
+    """The recorded graph below one tensor, inputs before results. Print it, or read `.rows`."""
+
+    rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def remembered(self):
+        """Bytes that the pullbacks hold together."""
+        return sum(row.remembered for row in self.rows)
+
+    @property
+    def flops(self):
+        return sum(row.flops for row in self.rows)
+
+    def __str__(self):
+        lines = [f"{'#':>4}  {'op':<16} {'inputs':<14} {'shape':<20} {'remembered':>12} {'FLOPs':>14}"]
+        for row in self.rows:
+            name = f"{row.op} {row.name}" if row.name else row.op
+            inputs = " ".join("const" if i < 0 else str(i) for i in row.inputs)
+            lines.append(
+                f"{row.number:>4}  {name:<16} {inputs:<14} {str(row.shape):<20} {row.remembered:>12,} {row.flops:>14,}"
+            )
+        lines.append(f"{'':>4}  {len(self.rows)} rows{'':<45} {self.remembered:>12,} {self.flops:>14,}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def trace(tensor):
+    """The tape below `tensor` as a `Tape`. Raises RuntimeError where nothing was recorded, or it has been walked."""
+    if not tensor.requires_grad or (tensor._node is not None and tensor._node.pullback is None):
+        raise RuntimeError("trace() needs a recorded graph: call it before backward(), on a result that requires gradients")
+    nodes, todo = {}, [tensor.node()]
+    while todo:
+        node = todo.pop()
+        if node not in nodes:
+            nodes[node] = None
+            todo += [parent for parent in node.parents if parent is not None]
+    ordered = sorted(nodes, key=lambda node: node.order)
+    numbers = {node: i for i, node in enumerate(ordered)}
+    seen = set()
+    return Tape(tuple(_row(node, numbers, seen) for node in ordered))
+
+
+def _row(node, numbers, seen):
+    shapes = tuple(parent.shape if parent is not None else () for parent in node.parents)
+    return Row(
+        number=numbers[node],
+        op=node.op.lstrip("_"),
+        name=node.tensor.name if node.tensor is not None else None,
+        inputs=tuple(-1 if parent is None else numbers[parent] for parent in node.parents),
+        input_shapes=shapes,
+        shape=node.shape,
+        remembered=sum(array.nbytes for array in _captured(node.pullback, seen)),
+        flops=FLOPS.get(node.op, lambda ins, out: prod(out))(shapes, node.shape),
+    )
+
+
+def _captured(pullback, seen):
+    """The arrays in the pullback's closure whose memory no earlier row has counted."""
+    cells = pullback.__closure__ or () if pullback is not None else ()
+    for cell in cells:
+        array = cell.cell_contents
+        if isinstance(array, np.ndarray):
+            owner = array if array.base is None else array.base
+            if id(owner) not in seen:
+                seen.add(id(owner))
+                yield array
+
+
+Tensor.trace = trace

@@ -1,0 +1,363 @@
+"""An array that remembers how it was made, and the walk that turns this memory into gradients.
+
+Reverse-mode automatic differentiation in one idea: while the forward pass computes y = f(x), keep beside y a function
+that takes dL/dy and returns dL/dx, the *pullback* of f. Chain the pullbacks from the loss backwards and every parameter
+has its gradient, at about twice the cost of the forward pass. There is no symbolic algebra and no finite difference.
+
+    @differentiable
+    def multiply(a, b):
+        return a * b, lambda g: (g * b, g * a)      # the output, and its pullback
+
+An op sees plain arrays; `Tensor`s exist only outside. Rules for writing one: positional arguments are differentiable,
+keyword-only ones are not; capture arrays, never Tensors; never change `g` in place, it may belong to others too.
+
+This file is the whole engine: Tensor (a value), Node (a step of the tape), differentiable (records) and backward (walks).
+PyTorch's autograd is the same machine in C++; JAX gets its pullbacks by tracing and transposing a program instead.
+
+Walk through it in notebook 01.
+"""
+
+import contextlib
+import functools
+import heapq
+import itertools
+import weakref
+from contextvars import ContextVar
+
+import numpy as np
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+_recording = ContextVar("recording", default=True)
+_checking = ContextVar("checking", default=False)
+_next_order = itertools.count().__next__
+
+
+@contextlib.contextmanager
+def no_grad():
+    """Within this block, in this thread, ops compute values only: nothing is recorded, nothing kept alive."""
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+@contextlib.contextmanager
+def check_finite():
+    """Within this block, in this thread, the first op that turns finite inputs into NaN or infinity raises
+    FloatingPointError with its name, in the forward pass and in the backward pass alike. It reads every array twice, so
+    use it to find a culprit, not to train. (PyTorch calls this anomaly mode.)"""
+    token = _checking.set(True)
+    try:
+        yield
+    finally:
+        _checking.reset(token)
+
+
+class Node:
+    """One step of the tape: an op's pullback and the nodes that its inputs came from.
+
+    A leaf (a parameter, an input) has a node too while some op remembers it: `tensor` is set, and gradients that reach
+    it are added to `tensor.grad`. Nodes point backwards only, from result to input, so there are no reference cycles: a
+    graph that nobody holds any more is freed at once, without the garbage collector.
+    """
+
+    __slots__ = ("order", "op", "pullback", "parents", "shape", "dtype", "wanted", "static", "tensor", "__weakref__")
+
+    def __init__(self, op, array, *, pullback=None, parents=(), wanted=True, static=None, tensor=None):
+        self.order = _next_order()  # grows with time, so that an input's number is below its consumers'
+        self.op = op
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self.pullback = pullback
+        self.parents = parents  # a Node per positional argument; None for a constant
+        self.wanted = wanted  # False for a leaf that requires no gradient
+        self.static = static  # the keyword arguments, for `trace`
+        self.tensor = tensor
+
+
+class Tensor:
+    """An n-dimensional array of floats that ops can differentiate through.
+
+    Args:
+        data: anything NumPy reads as numbers. Copied, so that editing your array later cannot reach into a graph.
+            float32 and float64 arrays keep their dtype; Python numbers, lists, integers and booleans become float32.
+        requires_grad: collect a gradient for this tensor in `.grad`, an array of its shape, when `backward` is called.
+        dtype: np.float32 or np.float64, to convert.
+
+    Raises TypeError for data that are not real numbers.
+
+    Operators and methods (`+ * @ [] .sum() .reshape() …`) broadcast and index as NumPy's do; `ops.py` defines them.
+    """
+
+    __slots__ = ("_array", "grad", "requires_grad", "name", "_node", "_leaf", "__weakref__")
+    __array_ufunc__ = None  # makes `array + tensor` ask us instead of looping over the array's entries
+
+    def __init__(self, data, requires_grad=False, dtype=None):
+        self._array = as_array(data, dtype)
+        self.grad = None
+        self.requires_grad = requires_grad
+        self.name = None
+        self._node = None  # the step that made it; None for a leaf
+        self._leaf = None  # a leaf's weak reference to its node, if any graph holds one
+
+    @staticmethod
+    def wrap(array, node=None):
+        """A Tensor around `array` itself, uncopied: how ops hand out results."""
+        tensor = Tensor.__new__(Tensor)
+        tensor._array = array
+        tensor.grad = None
+        tensor.requires_grad = node is not None
+        tensor.name = None
+        tensor._node = node
+        tensor._leaf = None
+        return tensor
+
+    # What it holds
+
+    @property
+    def data(self):
+        """The values as an array. Writeable, as in `p.data -= lr * p.grad`, unless a recorded op may still need the
+        values for its pullback: then it is a read-only view, and writing raises NumPy's "read-only" error."""
+        if not self.is_needed():
+            return self._array
+        view = self._array.view()
+        view.flags.writeable = False
+        return view
+
+    @data.setter
+    def data(self, values):
+        if values is not self._array:  # `p.data -= …` has written already and now assigns the same array
+            self[...] = values
+
+    def __setitem__(self, index, values):
+        """Write into the values, in place. Not recorded: to differentiate through a choice, use `where`."""
+        if self.is_needed():
+            raise RuntimeError(
+                f"in-place edit of a {self.shape} tensor that a pullback still needs: its gradient would be wrong. "
+                "Edit after backward(), or make a new tensor instead (ops.where, x + delta)."
+            )
+        self._array[index] = values.data if isinstance(values, Tensor) else values
+
+    def is_needed(self):
+        """True while a recorded op may read these values in its pullback."""
+        if self._node is not None:
+            return self._node.pullback is not None
+        return self._leaf is not None and self._leaf() is not None
+
+    @property
+    def shape(self):
+        return self._array.shape
+
+    @property
+    def ndim(self):
+        return self._array.ndim
+
+    @property
+    def size(self):
+        return self._array.size
+
+    @property
+    def dtype(self):
+        return self._array.dtype
+
+    def numpy(self):
+        """A copy of the values, yours to edit."""
+        return self._array.copy()
+
+    def item(self):
+        """The value of a one-element tensor as a Python float."""
+        if self.size != 1:
+            raise ValueError(f"item() needs a tensor with one element, got shape {self.shape}; index or reduce it first")
+        return self._array.item()
+
+    def detach(self):
+        """A copy outside any graph: a constant with these values."""
+        return Tensor(self._array)
+
+    def __len__(self):
+        if self.ndim == 0:
+            raise TypeError("len() of a tensor without axes")
+        return self.shape[0]
+
+    def __float__(self):
+        return self.item()
+
+    def __bool__(self):
+        return bool(self.item())
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self._array, dtype=dtype)
+
+    def __repr__(self):
+        values = np.array2string(self._array, precision=4, threshold=20, prefix="Tensor(")
+        made_by = f", op={self._node.op}" if self._node else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({values}, shape={self.shape}, {self.dtype}{made_by})"
+
+    # The tape
+
+    def node(self):
+        """The node that stands for this tensor in a graph; a leaf gets one when the first op remembers it."""
+        if self._node is not None:
+            return self._node
+        node = self._leaf() if self._leaf is not None else None
+        if node is None:
+            node = Node("leaf", self._array, wanted=self.requires_grad, tensor=self)
+            self._leaf = weakref.ref(node)
+        return node
+
+    def backward(self, gradient=None):
+        """Walk the tape from this tensor back to the leaves and add dL/dleaf to each leaf's `.grad`.
+
+        Args:
+            gradient: dL/d(this tensor), of its shape; may be left out for a one-element tensor, where it is 1.
+
+        A graph can be walked once: what each step remembered is freed as the walk passes it.
+
+        Raises RuntimeError where there is no graph, or it has been walked; ValueError for a seed that is missing or has
+        the wrong shape.
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "backward() needs a tensor computed from one with requires_grad=True; this one has no graph. "
+                "Was it made under no_grad(), or from constants only?"
+            )
+        if gradient is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward() of a tensor of shape {self.shape} needs the seed gradient dL/d(tensor) of that shape; "
+                    "pass backward(gradient), or reduce to one number first, as in loss.mean().backward()"
+                )
+            gradient = np.ones(self.shape, self.dtype)
+        gradient = np.array(gradient, self.dtype)
+        if gradient.shape != self.shape:
+            raise ValueError(f"backward(): the seed gradient must have shape {self.shape}, got {gradient.shape}")
+        walk(self.node(), gradient)
+
+
+def walk(root, gradient):
+    """Visit the graph below `root`, results before inputs, and hand each node the gradient of its output.
+
+    A node's number is larger than those of its inputs, so "largest number first" is a topological order: when a node's
+    turn comes, all that consumed it have had theirs, and `arrived` holds the full sum over paths (the multivariable
+    chain rule; a tensor used twice gets two terms). A heap gives that order without recursion and without a second pass.
+    """
+    arrived = {root: gradient}
+    todo = [(-root.order, root)]
+    checking = _checking.get()
+    while todo:
+        _, node = heapq.heappop(todo)
+        gradient = arrived.pop(node)
+        if node.tensor is not None:
+            accumulate(node.tensor, gradient)
+            continue
+        if node.pullback is None:
+            raise RuntimeError(
+                f"backward() reached {node.op}, whose graph an earlier backward() has walked and freed. "
+                "A graph serves once: compute the forward pass again, or add the losses and walk their sum."
+            )
+        pullback, parents = node.pullback, node.parents
+        node.pullback, node.parents = None, ()  # from here on only this loop holds the activations
+        wanted = tuple(parent is not None and parent.wanted for parent in parents)
+        if pullback.__code__.co_argcount == 2:  # pullback(g, wanted) skips what nobody needs
+            gradients = pullback(gradient, wanted)
+        else:
+            gradients = pullback(gradient)
+        if len(parents) == 1 and not isinstance(gradients, tuple):
+            gradients = (gradients,)
+        for parent, part, want in zip(parents, gradients, wanted, strict=True):
+            if not want:
+                continue
+            part = fit(part, parent, node.op)
+            if checking and np.isfinite(gradient).all() and not np.isfinite(part).all():
+                raise FloatingPointError(f"the gradient of {node.op} ({describe(parent)}) is the first non-finite one")
+            if parent in arrived:
+                arrived[parent] = arrived[parent] + part  # not +=: the first term may be shared with other nodes
+            else:
+                arrived[parent] = part
+                heapq.heappush(todo, (-parent.order, parent))
+        del pullback, parents, gradients, gradient, node
+
+
+def accumulate(leaf, gradient):
+    if leaf.grad is None:
+        leaf.grad = gradient.copy()
+    else:
+        leaf.grad += gradient  # in place: the optimiser's flat buffer sees it
+
+
+def fit(gradient, parent, op):
+    """Undo broadcasting: an input that was stretched to the output's shape gets the sum over its copies."""
+    shape = parent.shape
+    if gradient.dtype != parent.dtype:
+        raise TypeError(
+            f"the pullback of {op} returned {gradient.dtype} for a {parent.dtype} input; a NumPy scalar in the formula "
+            "promotes float32, a Python float does not"
+        )
+    if gradient.shape == shape:
+        return gradient
+    extra = gradient.ndim - len(shape)
+    stretched = tuple(i + extra for i, size in enumerate(shape) if size == 1 and gradient.shape[i + extra] != 1)
+    summed = gradient.sum(axis=(*range(extra), *stretched), keepdims=True) if extra >= 0 else gradient
+    if summed.size != np.prod(shape, dtype=int):
+        raise ValueError(f"the pullback of {op} returned shape {gradient.shape} for an input of shape {shape}")
+    return summed.reshape(shape)
+
+
+def describe(node):
+    name = f" {node.tensor.name}" if node.tensor is not None and node.tensor.name else ""
+    return f"{node.op}{name} {node.shape}"
+
+
+def differentiable(op):
+    """Turn `op(*arrays, **static) -> (array, pullback)` into a function on Tensors that records itself.
+
+    Positional arguments may be Tensors, arrays or numbers (constants, copied to the tensors' dtype) or None (absent).
+    The pullback maps dL/d(output) to a tuple with dL/d(input) for each positional argument (or the bare array if there is
+    one); it may have the output's broadcast shape, `fit` sums it. A pullback that takes a second parameter is told which
+    inputs want a gradient, a tuple of bools, and may return None for the others.
+    """
+
+    @functools.wraps(op)
+    def record(*inputs, **static):
+        dtype = None
+        for x in inputs:
+            if isinstance(x, Tensor):
+                if dtype is not None and x.dtype != dtype:
+                    raise TypeError(
+                        f"{op.__name__}: tensors must share one dtype, got {dtype} and {x.dtype}; convert with .astype()"
+                    )
+                dtype = x.dtype
+        arrays = tuple(
+            x._array if isinstance(x, Tensor) else None if x is None else as_array(x, dtype) for x in inputs
+        )
+        try:
+            out, pullback = op(*arrays, **static)
+        except ValueError as error:
+            shapes = " and ".join(str(a.shape) for a in arrays if a is not None)
+            raise ValueError(f"{op.__name__}: shapes {shapes} do not fit: {error}") from None
+        out = np.asarray(out)  # a full reduction gives a NumPy scalar
+        if out.dtype not in FLOATS or dtype not in (None, out.dtype):
+            raise TypeError(f"{op.__name__} must return {dtype or 'floats'} for {dtype or 'such'} inputs, not {out.dtype}")
+        if _checking.get() and not np.isfinite(out).all():
+            if all(np.isfinite(a).all() for a in arrays if a is not None):
+                raise FloatingPointError(f"{op.__name__} {out.shape} is the first op with a non-finite result")
+        if not _recording.get() or not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return Tensor.wrap(out)
+        parents = tuple(x.node() if isinstance(x, Tensor) else None for x in inputs)
+        return Tensor.wrap(out, Node(op.__name__, out, pullback=pullback, parents=parents, static=static))
+
+    return record
+
+
+def as_array(data, dtype=None):
+    """A new float array with the values of `data`; see Tensor for the dtype rules."""
+    array = np.array(data)
+    if dtype is None:
+        keep = isinstance(data, np.ndarray | np.generic | Tensor) and array.dtype in FLOATS
+        dtype = array.dtype if keep else np.dtype(np.float32)
+    if array.dtype.kind not in "fiub" or np.dtype(dtype) not in FLOATS:
+        wrong = array.dtype if array.dtype.kind not in "fiub" else dtype
+        raise TypeError(f"a Tensor holds real numbers as float32 or float64, got {wrong}")
+    return array.astype(dtype, copy=False)
