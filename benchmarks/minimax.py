@@ -47,7 +47,7 @@ def main():
 
     # Φ(-t) = e^(-t²/2) s(t): what is left is s, smooth and slow. u = k / (k + t) squeezes all t ≥ 0 into (0, 1]; at
     # t = 14.5 the factor e^(-t²/2) is below the smallest float32, so the fit ends there.
-    k = mp.mpf(4)
+    k = mp.mpf("3.5")
 
     def scaled_tail(u):
         t = k / u - k

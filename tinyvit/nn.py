@@ -42,6 +42,19 @@ def generator():
 # ---------------------------------------------------------------------------------------------- Module
 
 
+_observer = ContextVar("observer", default=None)
+
+
+@contextlib.contextmanager
+def _observe(function):
+    """Within this block, in this thread, `function(module, output)` is told of every module's call."""
+    token = _observer.set(function)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
 class Parameter(Tensor):
     """A Tensor that training changes.
 
@@ -138,18 +151,9 @@ class Module:
 
         One for each worker thread: they read the same weights, and no two add to the same gradient.
         """
-        return self._rebuilt(lambda value: value.share())
-
-    def _rebuilt(self, change):
         twin = object.__new__(type(self))
         for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                value = change(value)
-            elif isinstance(value, Module):
-                value = value._rebuilt(change)
-            elif isinstance(value, list):
-                value = [item._rebuilt(change) if isinstance(item, Module) else item for item in value]
-            setattr(twin, name, value)
+            setattr(twin, name, _replica(value))
         return twin
 
     def state_dict(self):
@@ -174,11 +178,11 @@ class Module:
 
     def summary(self, *inputs):
         """A table of the modules with their output shapes for these inputs, and their parameter counts."""
-        shapes, depth_first = {}, dict(self.modules())
+        shapes = {}
         with no_grad(), _observe(lambda module, out: shapes.setdefault(id(module), _first(out).shape)):
             self(*inputs)
         lines = [f"{'module':<34} {'kind':<24} {'output':<20} {'parameters':>12}"]
-        for path, module in depth_first.items():
+        for path, module in self.modules():
             indent = "  " * (path.count(".") + 1 if path else 0)
             shape = str(shapes.get(id(module), ""))
             name = path or "(all)"
@@ -192,16 +196,14 @@ class Module:
         return f"{type(self).__name__}({body})" if "\n" not in body else f"{type(self).__name__}(\n  {body}\n)"
 
 
-_observer = ContextVar("observer", default=None)
-
-
-@contextlib.contextmanager
-def _observe(function):
-    token = _observer.set(function)
-    try:
-        yield
-    finally:
-        _observer.reset(token)
+def _replica(value):
+    if isinstance(value, Parameter):
+        return value.share()
+    if isinstance(value, Module):
+        return value.replica()
+    if isinstance(value, list):
+        return [_replica(item) for item in value]
+    return value
 
 
 def _first(out):
