@@ -1,0 +1,47 @@
+"""tinyvit: a Vision Transformer from scratch on NumPy, to read like a short book.
+
+Reading order, which is also import order; each file opens with what it teaches:
+
+    tensor.py        an array that remembers how it was made, and the walk that gives gradients
+    gradcheck.py     a derivative is right when it agrees with the function's own differences
+    tape.py          the recorded graph as a table
+    kernels/         the hot loops: what they compute in NumPy, how they run fast in Numba
+    ops.py           primitives: arithmetic, reductions, shapes, matmul
+    functional.py    softmax, GELU, layer norm, attention, cross-entropy, convolution
+    nn.py            layers: Linear, LayerNorm, MultiHeadSelfAttention, MLP, EncoderBlock, PatchEmbedding
+    optim.py         AdamW and SGD over one flat buffer; the learning-rate schedule
+    models/          vit.py: the Vision Transformer
+    data/            digits, MNIST, CIFAR, your folder; augmentation; batches
+    train/           recipes, threads, checkpoints, the loop
+    interpret.py     what a trained ViT looks at, as arrays
+    viz.py           the same as pictures
+    cli.py           the `tinyvit` command
+"""
+
+from tinyvit import data, functional, kernels, models, nn, ops, optim, tape
+from tinyvit.gradcheck import gradcheck, jacobian
+from tinyvit.models import PRESETS, ViT, ViTConfig, vit
+from tinyvit.tensor import Tensor, check_finite, differentiable, no_grad
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Tensor",
+    "ViT",
+    "ViTConfig",
+    "check_finite",
+    "data",
+    "differentiable",
+    "functional",
+    "gradcheck",
+    "jacobian",
+    "kernels",
+    "models",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "tape",
+    "vit",
+]

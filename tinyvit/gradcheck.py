@@ -42,7 +42,7 @@ def gradcheck(f, *inputs, h=1e-5, tolerance=1e-6, seed=0):
     y = f(*inputs)
     c = rng.standard_normal(y.shape)
     s = _objective(f, inputs, c)
-    if s() != s():
+    if not np.array_equal(s(), s(), equal_nan=True):
         raise ValueError("gradcheck needs a deterministic function; two calls gave different values. Is dropout on?")
     gradients = _gradients(y, c, checked)
 
@@ -54,7 +54,7 @@ def gradcheck(f, *inputs, h=1e-5, tolerance=1e-6, seed=0):
         # A direction nearly orthogonal to the gradient gives a tiny, badly rounded number: compare with the typical one.
         typical = np.linalg.norm(gradients[name]) / np.sqrt(max(x.size, 1))
         scale = max(abs(analytic), abs(numeric), typical)
-        errors[name] = abs(analytic - numeric) / scale if scale > 1e-12 else 0.0
+        errors[name] = 0.0 if scale < 1e-12 else float(abs(analytic - numeric) / scale)
         if not errors[name] <= tolerance:
             raise AssertionError(_complaint(s, name, x, gradients[name], errors[name], tolerance, h))
     return errors

@@ -110,12 +110,16 @@ class Module:
             yield from child.modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self):
-        """(path, parameter), in order of definition. Notes the path on the parameter, for tapes and errors."""
+        """(path, parameter), in order of definition."""
         for path, module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
-                    value.name = f"{path}.{name}" if path else name
-                    yield value.name, value
+                    yield f"{path}.{name}" if path else name, value
+
+    def name_parameters(self):
+        """Note each parameter's path on it, so that tapes and errors can say which one they mean."""
+        for path, parameter in self.named_parameters():
+            parameter.name = path
 
     def parameters(self):
         return [parameter for _, parameter in self.named_parameters()]
@@ -181,12 +185,15 @@ class Module:
         shapes = {}
         with no_grad(), _observe(lambda module, out: shapes.setdefault(id(module), _first(out).shape)):
             self(*inputs)
-        lines = [f"{'module':<34} {'kind':<24} {'output':<20} {'parameters':>12}"]
-        for path, module in self.modules():
-            indent = "  " * (path.count(".") + 1 if path else 0)
+        lines = [f"{'module':<28} {'kind':<24} {'output':<20} {'parameters':>12}"]
+
+        def add(name, module, indent):
             shape = str(shapes.get(id(module), ""))
-            name = path or "(all)"
-            lines.append(f"{indent + name:<34} {type(module).__name__:<24} {shape:<20} {module.parameter_count():>12,}")
+            lines.append(f"{indent + name:<28} {type(module).__name__:<24} {shape:<20} {module.parameter_count():>12,}")
+            for child_name, child in module.children():
+                add(child_name, child, indent + "  ")
+
+        add("(all)", self, "")
         return "\n".join(lines)
 
     def __repr__(self):

@@ -22,7 +22,7 @@ FLOPS = {
     "transpose": lambda ins, out: 0,
     "broadcast_to": lambda ins, out: 0,
     "getitem": lambda ins, out: 0,
-    "_concatenate": lambda ins, out: 0,
+    "concatenate": lambda ins, out: 0,
     "astype": lambda ins, out: 0,
     "sum": lambda ins, out: prod(ins[0]),
     "max": lambda ins, out: prod(ins[0]),
@@ -101,7 +101,7 @@ def _row(node, numbers, seen):
     shapes = tuple(parent.shape if parent is not None else () for parent in node.parents)
     return Row(
         number=numbers[node],
-        op=node.op.lstrip("_"),
+        op=node.op,
         name=node.tensor.name if node.tensor is not None else None,
         inputs=tuple(-1 if parent is None else numbers[parent] for parent in node.parents),
         input_shapes=shapes,

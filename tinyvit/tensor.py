@@ -319,6 +319,8 @@ def differentiable(op):
     inputs want a gradient, a tuple of bools, and may return None for the others.
     """
 
+    name = op.__name__.lstrip("_")
+
     @functools.wraps(op)
     def record(*inputs, **static):
         dtype = None
@@ -326,7 +328,7 @@ def differentiable(op):
             if isinstance(x, Tensor):
                 if dtype is not None and x.dtype != dtype:
                     raise TypeError(
-                        f"{op.__name__}: tensors must share one dtype, got {dtype} and {x.dtype}; convert with .astype()"
+                        f"{name}: tensors must share one dtype, got {dtype} and {x.dtype}; convert with .astype()"
                     )
                 dtype = x.dtype
         arrays = tuple(
@@ -336,17 +338,17 @@ def differentiable(op):
             out, pullback = op(*arrays, **static)
         except ValueError as error:
             shapes = " and ".join(str(a.shape) for a in arrays if a is not None)
-            raise ValueError(f"{op.__name__}: shapes {shapes} do not fit: {error}") from None
+            raise ValueError(f"{name}: shapes {shapes} do not fit: {error}") from None
         out = np.asarray(out)  # a full reduction gives a NumPy scalar
         if out.dtype not in FLOATS or dtype not in (None, out.dtype):
-            raise TypeError(f"{op.__name__} must return {dtype or 'floats'} for {dtype or 'such'} inputs, not {out.dtype}")
+            raise TypeError(f"{name} must return {dtype or 'floats'} for {dtype or 'such'} inputs, not {out.dtype}")
         if _checking.get() and not np.isfinite(out).all():
             if all(np.isfinite(a).all() for a in arrays if a is not None):
-                raise FloatingPointError(f"{op.__name__} {out.shape} is the first op with a non-finite result")
+                raise FloatingPointError(f"{name} {out.shape} is the first op with a non-finite result")
         if not _recording.get() or not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
             return Tensor.wrap(out)
         parents = tuple(x.node() if isinstance(x, Tensor) else None for x in inputs)
-        return Tensor.wrap(out, Node(op.__name__, out, pullback=pullback, parents=parents, static=static))
+        return Tensor.wrap(out, Node(name, out, pullback=pullback, parents=parents, static=static))
 
     return record
 

@@ -8,6 +8,7 @@ people's numbers can be compared.
 Pixels stay uint8 until a batch is made: a quarter of float32's memory, and exactly what the file says.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,22 @@ import numpy as np
 
 class DataError(Exception):
     """Data that cannot be had or cannot be trusted: missing, damaged, or not of the format it should be."""
+
+
+@contextmanager
+def reading(path, what):
+    """Turn whatever a decoder raises on damaged bytes into a DataError that names the file and says what it must be.
+
+    gzip, tarfile and Pillow together raise a dozen kinds of exception on hostile input (OSError, EOFError, zlib.error,
+    SyntaxError …). For the caller they mean one thing. DataErrors, which already say what is wrong, pass unchanged.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} must be {what}, but cannot be read: {reason}; get a fresh copy of it") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,89 @@
+"""The IDX format of MNIST, read as if every byte might lie.
+
+    offset 0    0 0 8 n            magic: 8 means unsigned bytes, n dimensions
+    offset 4    d1 … dn            each a big-endian uint32
+    then        d1 · … · dn bytes, last dimension fastest
+
+A reader that believes the header can be made to allocate 2⁶⁴ bytes by a file of twenty. We know which data set we want, so
+the header must say exactly that, and then exactly so many bytes must follow: a gzip bomb is left unread after the
+first byte too many.
+"""
+
+import gzip
+import math
+
+import numpy as np
+
+from tinyvit.data.dataset import DataError, reading
+
+CHUNK = 1 << 20
+
+
+def header(shape):
+    """The bytes that an IDX file of unsigned bytes with this shape starts with."""
+    return bytes([0, 0, 8, len(shape)]) + b"".join(int(d).to_bytes(4, "big") for d in shape)
+
+
+def read_idx(path, shape):
+    """The uint8 array of exactly `shape` that an IDX file holds; gzipped or raw, told apart by its first bytes.
+
+    Raises DataError, naming the file, for another magic, type or shape, and for a byte too few or too many.
+    """
+    with reading(path, "an IDX file, raw or gzipped"), _open(path) as stream:
+        _check_header(stream.read(len(header(shape))), shape, path)
+        data = np.empty(math.prod(shape), np.uint8)
+        read_exactly(stream, data, path)
+    return data.reshape(shape)
+
+
+def read_labels(path, count, classes):
+    """The `count` labels of an IDX file, uint8 (count,). Raises DataError like `read_idx`, and for a label >= `classes`."""
+    labels = read_idx(path, (count,))
+    if labels.max() >= classes:
+        where = int(np.argmax(labels >= classes))
+        raise DataError(f"{path}: labels must lie in 0..{classes - 1}, got {labels[where]} at position {where}")
+    return labels
+
+
+def read_exactly(stream, data, path):
+    """Fill the uint8 array `data` from a binary stream, which must then be at its end; DataError if not."""
+    view, got = memoryview(data), 0
+    while got < len(data):
+        count = stream.readinto(view[got : got + CHUNK])
+        if not count:
+            raise DataError(f"{path} is cut off: {len(data):,} bytes of data must follow its header, got {got:,}")
+        got += count
+    if stream.read(1):                      # at the end, this is also where gzip compares its checksum
+        raise DataError(f"{path} is too long: {len(data):,} bytes of data must follow its header, and there are more")
+
+
+def _open(path):
+    raw = open(path, "rb")
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    if not packed:
+        return raw
+    raw.close()
+    return gzip.open(path, "rb")
+
+
+def _check_header(head, shape, path):
+    expected = header(shape)
+    if head == expected:
+        return
+    if head[:2] != b"\0\0" or len(head) < 4:
+        raise DataError(f"{path} is no IDX file: it must start with the bytes 0 0 8 {len(shape)}, got {_bytes(head[:4])}")
+    if head[2] != 8:
+        raise DataError(f"{path}: IDX type code must be 8 (unsigned bytes), got {head[2]}")
+    if head[3] != len(shape) or len(head) < len(expected):
+        raise DataError(f"{path}: must have {len(shape)} dimensions, got {head[3]}, in {len(head)} header bytes")
+    dims = [int.from_bytes(head[i : i + 4], "big") for i in range(4, len(head), 4)]
+    raise DataError(f"{path}: must hold {_times(shape)} bytes, but its header says {_times(dims)}")
+
+
+def _bytes(data):
+    return " ".join(map(str, data)) or "nothing"
+
+
+def _times(dims):
+    return " x ".join(map(str, dims))

@@ -1,0 +1,35 @@
+"""The hot loops of a Vision Transformer, each one twice: as a NumPy spec and as a Numba kernel.
+
+Arrays go in, arrays come out; nothing here knows of gradients or layers. In reading order:
+
+    backend         how a spec and its kernel become one function; the compiler's flags and its cache
+    update          AdamW, SGD, norms: one loop over a flat array, the simplest kernels
+    softmax         a reduction, the maximum trick, and its backward pass
+    layernorm       two reductions, and sums across rows
+    elementary      how exp and the normal distribution become vector instructions
+    gelu            an elementwise function at the speed of memory
+    cross_entropy   softmax and logarithm, fused
+    matmul          many small matrix products
+    attention       all of the above in one kernel
+    im2col          windows of an image as the rows of a matrix, for patches and convolutions
+    warp            rotate, zoom and shift images, for augmentation
+"""
+
+from tinyvit.kernels.attention import attention, attention_backward
+from tinyvit.kernels.backend import CACHE_FOLDER, Kernel, announce_compilation, backend, compiled_before, jit, kernel, use
+from tinyvit.kernels.cross_entropy import cross_entropy, cross_entropy_backward
+from tinyvit.kernels.elementary import exp, normal
+from tinyvit.kernels.gelu import gelu, gelu_backward
+from tinyvit.kernels.im2col import col2im, im2col
+from tinyvit.kernels.layernorm import layernorm, layernorm_backward
+from tinyvit.kernels.matmul import batched_matmul
+from tinyvit.kernels.softmax import softmax, softmax_backward
+from tinyvit.kernels.update import adamw, add_into, sgd, squared_norm
+from tinyvit.kernels.warp import warp
+
+__all__ = [
+    "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention", "attention_backward", "backend",
+    "batched_matmul", "col2im", "compiled_before", "cross_entropy", "cross_entropy_backward", "exp", "gelu",
+    "gelu_backward", "im2col", "jit", "kernel", "layernorm", "layernorm_backward", "normal", "sgd", "softmax",
+    "softmax_backward", "squared_norm", "use", "warp",
+]  # fmt: skip

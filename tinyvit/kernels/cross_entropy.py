@@ -1,0 +1,97 @@
+"""Softmax cross-entropy with label smoothing (Szegedy et al. 2016, section 7), fused.
+
+    loss = -Σ_c t_c log p_c,   p = softmax(z),   t = (1 - s) one-hot + s / C
+
+With log p_c = z_c - log Σ e^z this is log Σ e^z - (1 - s) z_label - s mean(z): no logarithm of a probability that may have
+rounded to 0, and with the maximum taken out nothing overflows.
+"""
+
+import numpy as np
+
+from tinyvit.kernels.backend import contiguous, jit, kernel
+from tinyvit.kernels.elementary import exp, row_max
+
+
+def _check(labels, C):
+    if labels.size and not (0 <= labels.min() and labels.max() < C):
+        raise ValueError(
+            f"labels must lie in 0 … {C - 1} for logits of {C} classes, got {labels.min()} … {labels.max()}: "
+            f"give the model as many classes as the data has"
+        )
+
+
+@kernel
+def cross_entropy(logits, labels, smoothing):
+    """logits (B, C), labels (B,) int64, 0 ≤ smoothing < 1 -> (loss (B,) in nats, p (B, C) = softmax(logits)).
+
+    Raises ValueError when a label is not one of the C classes.
+    """
+    _check(labels, logits.shape[1])
+    z = logits - logits.max(axis=1, keepdims=True)
+    e = np.exp(z)
+    total = e.sum(axis=1)
+    loss = np.log(total) - z[np.arange(len(z)), labels]
+    if smoothing:
+        s = z.dtype.type(smoothing)
+        loss += s * (z[np.arange(len(z)), labels] - z.mean(axis=1))
+    return loss, e / total[:, None]
+
+
+@cross_entropy.fast
+def cross_entropy(logits, labels, smoothing):
+    _check(labels, logits.shape[1])
+    logits, labels = contiguous(logits, labels)
+    loss, p = np.empty(len(logits), logits.dtype), np.empty_like(logits)
+    _cross_entropy(logits, labels, logits.dtype.type(smoothing), loss, p)
+    return loss, p
+
+
+@jit
+def _cross_entropy(logits, labels, smoothing, loss, p):
+    zero, one, C = logits.dtype.type(0), logits.dtype.type(1), logits.dtype.type(logits.shape[1])
+    for i in range(logits.shape[0]):
+        row, out = logits[i], p[i]
+        m = row_max(row)
+        for j in range(row.size):
+            out[j] = exp(row[j] - m)
+        total = zero
+        for j in range(row.size):
+            total += out[j]
+        at_label = row[labels[i]] - m
+        loss[i] = np.log(total) - at_label
+        if smoothing > zero:
+            mean = zero
+            for j in range(row.size):
+                mean += row[j] - m
+            loss[i] += smoothing * (at_label - mean / C)
+        scale = one / total
+        for j in range(row.size):
+            out[j] *= scale
+
+
+@kernel
+def cross_entropy_backward(p, labels, g, smoothing):
+    """dL/dlogits (B, C) from g = dL/dloss (B,): g (p - t), the prediction minus the target."""
+    s, C = p.dtype.type(smoothing), p.shape[1]
+    dz = p - s / p.dtype.type(C)
+    dz[np.arange(len(p)), labels] -= 1 - s
+    return dz * g[:, None]
+
+
+@cross_entropy_backward.fast
+def cross_entropy_backward(p, labels, g, smoothing):
+    p, labels, g = contiguous(p, labels, g)
+    dz = np.empty_like(p)
+    _cross_entropy_backward(p, labels, g, p.dtype.type(smoothing), dz)
+    return dz
+
+
+@jit
+def _cross_entropy_backward(p, labels, g, smoothing, dz):
+    one = p.dtype.type(1)
+    off = smoothing / p.dtype.type(p.shape[1])
+    for i in range(p.shape[0]):
+        row, out, gi = p[i], dz[i], g[i]
+        for j in range(row.size):
+            out[j] = gi * (row[j] - off)
+        out[labels[i]] -= gi * (one - smoothing)

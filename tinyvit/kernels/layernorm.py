@@ -1,0 +1,89 @@
+"""Layer normalisation (Ba et al. 2016): each row gets mean 0 and variance 1, then a learnt scale γ and shift β.
+
+    x̂ = (x - μ) / √(σ² + ε),   y = γ x̂ + β
+
+The variance takes a second pass over the row, Σ (x - μ)²: the one-pass form Σ x² - D μ² cancels where μ is large beside σ,
+and can even come out negative. The row is in cache by then, so that the second pass is nearly free.
+"""
+
+import numpy as np
+
+from tinyvit.kernels.backend import contiguous, jit, kernel
+
+
+@kernel
+def layernorm(x, gamma, beta, eps):
+    """x (M, D), gamma and beta (D,) -> (y (M, D), mean (M,), rstd (M,)), where rstd = 1 / √(variance + eps)."""
+    mean = x.mean(axis=1)
+    centred = x - mean[:, None]
+    rstd = 1 / np.sqrt((centred * centred).mean(axis=1) + x.dtype.type(eps))
+    return centred * rstd[:, None] * gamma + beta, mean, rstd
+
+
+@layernorm.fast
+def layernorm(x, gamma, beta, eps):
+    x, gamma, beta = contiguous(x, gamma, beta)
+    y, mean, rstd = np.empty_like(x), np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
+    _layernorm(x, gamma, beta, x.dtype.type(eps), y, mean, rstd)
+    return y, mean, rstd
+
+
+@jit
+def _layernorm(x, gamma, beta, eps, y, mean, rstd):
+    one, D = x.dtype.type(1), x.dtype.type(x.shape[1])
+    for i in range(x.shape[0]):
+        row, out = x[i], y[i]
+        mu = x.dtype.type(0)
+        for j in range(row.size):
+            mu += row[j]
+        mu /= D
+        var = x.dtype.type(0)
+        for j in range(row.size):
+            var += (row[j] - mu) * (row[j] - mu)
+        r = one / np.sqrt(var / D + eps)
+        for j in range(row.size):
+            out[j] = (row[j] - mu) * r * gamma[j] + beta[j]
+        mean[i], rstd[i] = mu, r
+
+
+@kernel
+def layernorm_backward(x, gamma, mean, rstd, g):
+    """(dx (M, D), dgamma (D,), dbeta (D,)) from g = dL/dy (M, D) and the forward pass's mean and rstd.
+
+    With ĝ = g γ:  dx = rstd (ĝ - mean(ĝ) - x̂ mean(ĝ x̂)).  The two means are what flows back through μ and through σ: dx is
+    ĝ without its parts along the constant vector and along x̂, the two directions that the norm removes.
+    """
+    xhat = (x - mean[:, None]) * rstd[:, None]
+    gh = g * gamma
+    along_x = (gh * xhat).mean(axis=1, keepdims=True)
+    dx = rstd[:, None] * (gh - gh.mean(axis=1, keepdims=True) - xhat * along_x)
+    return dx, (g * xhat).sum(axis=0), g.sum(axis=0)
+
+
+@layernorm_backward.fast
+def layernorm_backward(x, gamma, mean, rstd, g):
+    x, gamma, mean, rstd, g = contiguous(x, gamma, mean, rstd, g)
+    dx, dgamma, dbeta = np.empty_like(x), np.zeros_like(gamma), np.zeros_like(gamma)
+    _layernorm_backward(x, gamma, mean, rstd, g, dx, dgamma, dbeta)
+    return dx, dgamma, dbeta
+
+
+@jit
+def _layernorm_backward(x, gamma, mean, rstd, g, dx, dgamma, dbeta):
+    D = x.dtype.type(x.shape[1])
+    for i in range(x.shape[0]):
+        row, gi, out = x[i], g[i], dx[i]
+        mu, r = mean[i], rstd[i]
+        along_one = along_x = x.dtype.type(0)
+        for j in range(row.size):
+            gh = gi[j] * gamma[j]
+            along_one += gh
+            along_x += gh * (row[j] - mu)
+        along_one /= D
+        along_x *= r * r / D
+        for j in range(row.size):
+            out[j] = r * (gi[j] * gamma[j] - along_one - (row[j] - mu) * along_x)
+        for j in range(row.size):
+            dgamma[j] += gi[j] * (row[j] - mu) * r
+        for j in range(row.size):
+            dbeta[j] += gi[j]

@@ -1,0 +1,161 @@
+"""Optimisers: all parameters in one flat buffer, so that a step is one kernel call.
+
+A model's parameters are scattered arrays. Here they move into one 1-D array, and so do their gradients; each parameter then
+is a view into it. Then clipping by the global norm is one reduction, AdamW one loop over three arrays, summing the
+gradients of several workers one addition, and sending them to another machine would be one message. (PyTorch's "fused" and
+"foreach" optimisers chase the same goal through lists of tensors; DeepSpeed and Megatron use flat buffers.)
+
+Notebook 07 derives AdamW from its equations.
+"""
+
+import math
+
+import numpy as np
+
+from tinyvit import kernels
+
+
+class FlatParameters:
+    """The parameters of a module, laid side by side: `values` and `gradients` are 1-D, and every parameter a view into them.
+
+    Those that decay come first, so that weight decay is a matter of two slices: `values[:decaying]` and the rest.
+    """
+
+    def __init__(self, module):
+        module.name_parameters()
+        named = list(module.named_parameters())
+        if not named:
+            raise ValueError("an optimiser needs a module with parameters, this one has none")
+        dtypes = {p.dtype for _, p in named}
+        if len(dtypes) > 1:
+            raise TypeError(f"parameters must share one dtype, got {sorted(map(str, dtypes))}; convert with .astype()")
+        named.sort(key=lambda item: not item[1].decay)  # stable: order of definition otherwise
+        self.names = [name for name, _ in named]
+        self.parameters = [p for _, p in named]
+        self.decaying = sum(p.size for p in self.parameters if p.decay)
+        total = sum(p.size for p in self.parameters)
+        self.values = np.empty(total, dtypes.pop())
+        self.gradients = np.zeros_like(self.values)
+        self.slices = {}
+        start = 0
+        for name, p in named:
+            self.slices[name] = slice(start, start + p.size)
+            values = self.values[self.slices[name]].reshape(p.shape)
+            values[...] = p.data
+            p._array, p.grad = values, self.gradients[self.slices[name]].reshape(p.shape)
+            start += p.size
+
+    def attach(self, replica):
+        """Give a replica of the module a flat gradient buffer of its own, which is returned."""
+        gradients = np.zeros_like(self.gradients)
+        for name, p in replica.named_parameters():
+            p.grad = gradients[self.slices[name]].reshape(p.shape)
+        return gradients
+
+
+class Optimizer:
+    """What AdamW and SGD share: the flat buffer, and per parameter state of the same layout."""
+
+    state_names = ()
+
+    def __init__(self, module, lr, weight_decay):
+        if not lr >= 0 or not weight_decay >= 0:
+            raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
+        self.flat = FlatParameters(module)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.steps = 0
+        self.state = {name: np.zeros_like(self.flat.values) for name in self.state_names}
+
+    def zero_grad(self):
+        self.flat.gradients[...] = 0
+
+    def clip_gradients(self, max_norm):
+        """Scale the gradients down to `max_norm` if they are longer, all by one factor, so that their direction stays.
+        Returns the norm before (Pascanu et al. 2013). 0 switches clipping off."""
+        norm = math.sqrt(kernels.squared_norm(self.flat.gradients))
+        if max_norm and norm > max_norm:
+            self.flat.gradients *= max_norm / norm
+        return norm
+
+    def step(self, lr=None):
+        """Update the parameters from the gradients. `lr` stands in for the optimiser's own for this step."""
+        for p in self.flat.parameters:
+            if p.is_needed():
+                raise RuntimeError(
+                    f"step() would change {p.name}, which a recorded graph still needs: call loss.backward() first, "
+                    "or drop the loss, or compute it under no_grad()"
+                )
+        self.steps += 1
+        for part, decay in ((slice(0, self.flat.decaying), self.weight_decay), (slice(self.flat.decaying, None), 0.0)):
+            state = [self.state[name][part] for name in self.state_names]
+            self._update(self.flat.values[part], self.flat.gradients[part], *state, self.lr if lr is None else lr, decay)
+
+    def state_dict(self):
+        """{"steps": …, "m.<parameter>": …}: what a later run needs to go on."""
+        named = {
+            f"{kind}.{name}": self.state[kind][part].copy()
+            for kind in self.state_names
+            for name, part in self.flat.slices.items()
+        }
+        return {"steps": np.array(self.steps)} | named
+
+    def load_state_dict(self, state):
+        """Raises ValueError that lists the entries that are missing or do not fit, before anything is changed."""
+        own = self.state_dict()
+        problems = [name for name in own if name not in state or np.shape(state[name]) != own[name].shape]
+        if problems:
+            raise ValueError("this optimiser state does not fit; missing or misshapen: " + ", ".join(problems))
+        self.steps = int(state["steps"])
+        for kind in self.state_names:
+            for name, part in self.flat.slices.items():
+                self.state[kind][part] = state[f"{kind}.{name}"]
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019).
+
+    m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²
+    w ← w - lr λ w - lr m̂ / (√v̂ + ε),   with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
+
+    The decay λ acts on w itself. As an L2 term in the loss it would be divided by √v̂ too, and so weaken just where
+    gradients are large.
+    """
+
+    state_names = ("m", "v")
+
+    def __init__(self, module, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05):
+        super().__init__(module, lr, weight_decay)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), got {betas}")
+        self.betas = betas
+        self.eps = eps
+
+    def _update(self, w, g, m, v, lr, decay):
+        kernels.adamw(w, g, m, v, lr, *self.betas, self.eps, decay, self.steps)
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum, with which the paper fine-tunes: u ← μ u + g + λ w,  w ← w - lr u."""
+
+    state_names = ("velocity",)
+
+    def __init__(self, module, lr=0.01, momentum=0.9, weight_decay=0.0):
+        super().__init__(module, lr, weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        self.momentum = momentum
+
+    def _update(self, w, g, velocity, lr, decay):
+        kernels.sgd(w, g, velocity, lr, self.momentum, decay)
+
+
+def warmup_cosine(step, total, peak, warmup, final=0.0):
+    """The learning rate of step 0, 1, … total - 1: up in a line over `warmup` steps, then down half a cosine to `final`.
+
+    Warm-up, because Adam's v̂ is a guess from few gradients at first, and one large step can spoil a Transformer for good.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,228 @@
+"""The loop: a recipe goes in, a folder with a trained model comes out.
+
+    for each epoch: for each batch: gradient, clip, step;  then look at the validation images and write a checkpoint.
+    At the end, once: the test images.
+
+The rest of the file is what a long run owes its user. Ctrl-C is taken between two steps, so the checkpoint written then is
+of one moment. A loss that is not a number stops the run at once, before the step that would spread it, and says which op
+made it. What is printed is also in `metrics.jsonl`.
+
+A run's folder:  config.toml · metrics.jsonl · checkpoint.safetensors  (and pictures, see viz.py)
+
+Notebook 07.
+"""
+
+import contextlib
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+from tqdm import tqdm
+
+from tinyvit import kernels, optim
+from tinyvit.data import AUGMENTS, batches
+from tinyvit.data.batches import steps_per_epoch
+from tinyvit.data.dataset import normalise
+from tinyvit.models import PRESETS, ViT
+from tinyvit.train import checkpoint
+from tinyvit.train.shards import Shards, cut, one_blas_thread
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class TrainingError(Exception):
+    """Training cannot go on: the loss is not finite, or the run's folder is taken."""
+
+
+@dataclass
+class Run:
+    """What a training run left: its folder, the model, the history (a dict an epoch), and the test result.
+
+    `test_accuracy` is in [0, 1]; None where the run was interrupted. `probabilities` (M, K) are those of the test images.
+    `seconds` counts training alone, without loading data and testing.
+    """
+
+    folder: Path
+    model: ViT
+    history: list = field(default_factory=list)
+    seconds: float = 0.0
+    test_accuracy: float | None = None
+    probabilities: np.ndarray | None = None
+    interrupted: bool = False
+
+
+def new_folder(data, parent="runs"):
+    """Make and return the next free `runs/<data>-<n>`."""
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    name, n = Path(str(data)).name or "run", 1
+    while True:
+        folder = Path(parent) / f"{name}-{n}"
+        try:
+            folder.mkdir()  # fails if another process was faster
+            return folder
+        except FileExistsError:
+            n += 1
+
+
+def configure(recipe, dataset):
+    """The model's configuration: the recipe's preset, fitted to the data set's images and classes."""
+    _, h, w, C = dataset.train.images.shape
+    changes = dict(image_size=(h, w), channels=C, classes=len(dataset.classes), dropout=recipe.dropout)
+    if recipe.patch:
+        changes["patch"] = recipe.patch
+    return replace(PRESETS[recipe.preset], **changes)
+
+
+def evaluate(model, split, mean, std, run_all=map, batch_size=256):
+    """(accuracy, mean cross-entropy, probabilities (M, K)) of `model` on the images of `split`, in eval mode.
+
+    `run_all(function, parts)` may spread the batches over threads.
+    """
+    if not len(split):
+        raise ValueError("evaluate needs at least one image, got an empty split")
+    was_training = model.training
+    model.eval()
+    parts = cut(len(split), -(-len(split) // batch_size))
+    p = np.concatenate(
+        list(run_all(lambda part: model.predict(normalise(split.images[part], mean, std), batch_size), parts))
+    )
+    model.train(was_training)
+    right = p.argmax(1) == split.labels
+    loss = -np.log(np.maximum(p[np.arange(len(p)), split.labels], 1e-30)).mean()
+    return float(right.mean()), float(loss), p
+
+
+def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
+    """Train by the recipe on the data set; write checkpoint and metrics into `folder` (made, or empty); test once.
+
+    Args:
+        threads: workers, by default as many as cores; changes the speed, not one bit of the result.
+        say: receives each line of text.
+        bar: a progress bar on stderr; by default only if that is a terminal.
+
+    Returns a Run. Raises TrainingError for a non-finite loss or a folder in use, OSError where it cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise TrainingError(f"the run's folder {folder} must be new or empty, so that nothing is lost; name another with --out")
+    config = configure(recipe, dataset)
+    model = ViT(config, recipe.seed)
+    about = dict(
+        recipe=asdict(recipe), model=asdict(config), data=dataset.name, classes=list(dataset.classes),
+        mean=list(dataset.mean), std=list(dataset.std),
+    )  # fmt: skip
+    (folder / "config.toml").write_text(tomli_w.dumps(about | {"machine": machine()}), encoding="utf-8")
+
+    make = {"adamw": optim.AdamW, "sgd": optim.SGD}[recipe.optimizer]
+    optimizer = make(model, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    augment = AUGMENTS[recipe.augment] if recipe.augment != "none" else None
+    M = len(dataset.train)
+    per_epoch = steps_per_epoch(M, recipe.batch_size)
+    total, warmup = recipe.epochs * per_epoch, int(recipe.warmup * per_epoch)
+
+    say(
+        f"{dataset.name}: {M:,} training images, {len(dataset.validation):,} validation, {len(dataset.test):,} test; "
+        f"ViT with {model.parameter_count():,} parameters, {config.tokens} tokens"
+    )
+    kernels.announce_compilation()
+    run = Run(folder, model)
+    progress = tqdm(total=recipe.epochs * M, unit=" images", unit_scale=True, disable=None if bar is None else not bar)
+
+    def save(epoch):
+        tensors = {f"model.{name}": p.data for name, p in model.named_parameters()}
+        tensors |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
+        checkpoint.save(folder / CHECKPOINT, tensors, about | {"epochs_done": epoch})
+
+    with Shards(model, optimizer.flat, recipe.shards, threads) as shards, one_blas_thread(), _Interrupt() as interrupt, progress:
+        save(0)
+        step, start = 0, time.perf_counter()
+        for epoch in range(recipe.epochs):
+            loss_sum = correct = seen = norm_sum = 0.0
+            epoch_start = time.perf_counter()
+            for images, labels in batches(
+                dataset.train, recipe.batch_size, mean=dataset.mean, std=dataset.std,
+                seed=recipe.seed, epoch=epoch, augment=augment,
+            ):  # fmt: skip
+                lr = optim.warmup_cosine(step, total, recipe.lr, warmup)
+                arguments = images, labels, recipe.smoothing, (recipe.seed, 1, step)
+                loss, right = shards.gradient(*arguments)
+                norm = optimizer.clip_gradients(recipe.clip)
+                if not math.isfinite(loss) or not math.isfinite(norm):
+                    raise TrainingError(
+                        f"training stopped at step {step} (epoch {epoch + 1}): loss {loss}, learning rate {lr:.3g}, "
+                        f"gradient norm {norm}. Where it began: {shards.culprit(*arguments)}. The checkpoint of the last "
+                        f"whole epoch is kept: {folder / CHECKPOINT}. Try a smaller --lr, or --clip 1."
+                    )
+                optimizer.step(lr)
+                step += 1
+                loss_sum, correct, norm_sum = loss_sum + loss * len(labels), correct + right, norm_sum + norm
+                seen += len(labels)
+                progress.update(len(labels))
+                if interrupt.asked:
+                    break
+            seconds = time.perf_counter() - epoch_start
+            if interrupt.asked:
+                run.interrupted = True
+                save(epoch)
+                break
+            accuracy, validation_loss, _ = evaluate(model, dataset.validation, dataset.mean, dataset.std, shards.map)
+            row = dict(
+                epoch=epoch + 1, loss=loss_sum / seen, accuracy=correct / seen, validation_loss=validation_loss,
+                validation_accuracy=accuracy, lr=lr, gradient_norm=norm_sum / per_epoch,
+                images_per_second=seen / seconds, seconds=time.perf_counter() - start,
+            )  # fmt: skip
+            run.history.append(row)
+            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            save(epoch + 1)
+            progress.set_postfix_str(f"loss {row['loss']:.3f}, validation {100 * accuracy:.2f} %")
+            if progress.disable and (epoch + 1) % max(1, recipe.epochs // 10) == 0:
+                say(
+                    f"epoch {epoch + 1:3d}/{recipe.epochs}  loss {row['loss']:.3f}  validation {100 * accuracy:.2f} %  "
+                    f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.0f} s"
+                )
+        run.seconds = time.perf_counter() - start
+        progress.close()
+        if run.interrupted:
+            say(f"stopped in epoch {len(run.history) + 1} of {recipe.epochs}, after step {step}; the checkpoint holds that moment")
+        else:
+            run.test_accuracy, _, run.probabilities = evaluate(
+                model, dataset.test, dataset.mean, dataset.std, shards.map
+            )
+    return run
+
+
+def machine():
+    """What a result depends on besides its recipe."""
+    return dict(
+        python=platform.python_version(), numpy=np.__version__, system=platform.platform(), kernels=kernels.backend()
+    )
+
+
+class _Interrupt(contextlib.AbstractContextManager):
+    """Turns the first Ctrl-C into the flag `asked`; the second one interrupts as usual."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self):
+        self.installed = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
+        if self.installed:
+            self.before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *exception):
+        if self.installed:
+            signal.signal(signal.SIGINT, self.before)

@@ -1,0 +1,120 @@
+"""Cores: cut the batch into shards, one thread each, and add up the gradients.
+
+The loss is a mean over images, so its gradient is the weighted mean of the shards' gradients: nothing is lost by computing
+them apart. Each worker runs forward and backward through a *replica* of the model, whose parameters share memory with the
+model's and whose gradients are its own. Then the flat gradients are summed in the order of the shards, not in the order in
+which threads finish, so that the result is the same to the bit for any number of threads. This is data parallelism as
+across machines, where the sum is an all-reduce.
+
+Threads suffice, without processes: NumPy's matrix products and our kernels release the GIL. Inside a shard all is serial;
+BLAS gets one thread (`one_blas_thread`), because two pools of threads on the same cores wait for each other in loops.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from tinyvit import functional as F
+from tinyvit import kernels
+from tinyvit.nn import random_state
+from tinyvit.tensor import check_finite
+
+
+def available_cores():
+    """How many cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def one_blas_thread():
+    """Context manager: matrix products inside run on the calling thread alone. (macOS's Accelerate decides for itself.)"""
+    return threadpool_limits(1, user_api="blas")
+
+
+class Shards:
+    """Training steps of `model` on several threads. Use as a context manager, or call `close`.
+
+    Args:
+        model: maps images (B, h, w, C) to logits (B, K).
+        flat: its FlatParameters.
+        shards: parts of each batch; decides the sums, and so the result.
+        threads: workers, as many as there are shards and cores by default; decides the speed only.
+    """
+
+    def __init__(self, model, flat, shards, threads=None):
+        self.threads = min(threads or available_cores(), shards)
+        self.flat = flat
+        self.replicas = [model.replica() for _ in range(shards)]
+        self.gradients = [flat.attach(replica) for replica in self.replicas]
+        self.pool = ThreadPoolExecutor(self.threads, "tinyvit") if self.threads > 1 else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        if self.pool is not None:
+            self.pool.shutdown()
+
+    def map(self, function, *sequences):
+        """list(map(function, …)) on the workers."""
+        return list((self.pool.map if self.pool else map)(function, *sequences))
+
+    def gradient(self, images, labels, smoothing=0.0, seed=(0,)):
+        """Put the gradient of the batch's mean loss into `flat.gradients`.
+
+        Args:
+            images: (B, h, w, C) float32. labels: (B,) int64.
+            seed: tuple of integers; with the shard's number appended it seeds what is random inside the model.
+
+        Returns (mean loss, number of images classified right).
+        """
+        parts = [
+            (i, images[part], labels[part])
+            for i, part in enumerate(cut(len(labels), len(self.replicas)))
+            if part.start < part.stop
+        ]
+
+        def run(part):
+            i, x, y = part
+            weight = len(y) / len(labels)
+            self.gradients[i][...] = 0
+            with random_state((*seed, i)):
+                logits = self.replicas[i](x)
+                loss = F.cross_entropy(logits, y, smoothing)
+            loss.backward(weight)
+            return loss.item() * weight, int((logits.data.argmax(1) == y).sum())
+
+        results = self.map(run, parts)
+        self.flat.gradients[...] = self.gradients[parts[0][0]]
+        for i, *_ in parts[1:]:
+            kernels.add_into(self.flat.gradients, self.gradients[i])
+        return sum(loss for loss, _ in results), sum(correct for _, correct in results)
+
+    def culprit(self, images, labels, smoothing, seed):
+        """Compute the batch again and say where the first NaN or infinity comes from; the parameters must be unchanged."""
+        for p in self.flat.parameters:
+            if not np.isfinite(p.data).all():
+                return f"the parameter {p.name} itself is not finite"
+        if not np.isfinite(images).all():
+            return "the images themselves are not finite"
+        pool, self.pool = self.pool, None  # check_finite acts on this thread
+        try:
+            with check_finite():
+                self.gradient(images, labels, smoothing, seed)
+        except FloatingPointError as error:
+            return str(error)
+        finally:
+            self.pool = pool
+        return "no single op: every op's result is finite, only the sum over the batch is not"
+
+
+def cut(count, parts):
+    """`count` items in `parts` contiguous slices whose lengths differ by one at most."""
+    edges = [count * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
