@@ -221,17 +221,27 @@ def astype(x, *, dtype):
 
 
 @differentiable
-def matmul(a, b):
-    """(…, M, K) @ (…, K, N) -> (…, M, N), leading axes broadcast. Both need at least two axes."""
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise ValueError(
-            f"a matrix product needs (…, M, K) @ (…, K, N); the inner sizes are {a.shape[-1:]} and {b.shape[-2:-1]}"
-        )
+def _matmul(a, b):
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"(…, M, K) @ (…, K, N) needs equal inner sizes, got {a.shape[-1]} and {b.shape[-2]}")
 
     def pullback(g, wanted):  # dL/dA = G Bᵀ, dL/dB = Aᵀ G
         return g @ b.mT if wanted[0] else None, a.mT @ g if wanted[1] else None
 
     return a @ b, pullback
+
+
+def matmul(a, b):
+    """(…, M, K) @ (…, K, N) -> (…, M, N); leading axes broadcast. A 1-D `a` stands for a row and a 1-D `b` for a column,
+    and the result lacks that axis."""
+    shapes = [x.shape if isinstance(x, Tensor) else np.shape(x) for x in (a, b)]
+    if () in shapes:
+        raise ValueError(f"matmul: shapes {shapes[0]} and {shapes[1]}: a number has no inner size; use *")
+    if len(shapes[0]) == 1:
+        return matmul(reshape(a, shape=(1, -1)), b)[..., 0, :] if len(shapes[1]) > 1 else sum(multiply(a, b))
+    if len(shapes[1]) == 1:
+        return _matmul(a, reshape(b, shape=(-1, 1)))[..., 0]
+    return _matmul(a, b)
 
 
 # ---------------------------------------------------------------------------------------------- Tensor's operators

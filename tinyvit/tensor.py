@@ -360,6 +360,6 @@ def as_array(data, dtype=None):
         keep = isinstance(data, np.ndarray | np.generic | Tensor) and array.dtype in FLOATS
         dtype = array.dtype if keep else np.dtype(np.float32)
     if array.dtype.kind not in "fiub" or np.dtype(dtype) not in FLOATS:
-        wrong = array.dtype if array.dtype.kind not in "fiub" else dtype
+        wrong = array.dtype if array.dtype.kind not in "fiub" else np.dtype(dtype)
         raise TypeError(f"a Tensor holds real numbers as float32 or float64, got {wrong}")
     return array.astype(dtype, copy=False)

@@ -6,8 +6,6 @@ checkpoint, and `start=7` resumes there without replaying the steps before. A si
 batch, would have to be saved and restored to the exact draw; large-scale trainers go the same stateless way.
 """
 
-import operator
-
 import numpy as np
 
 from tinyvit.data.dataset import DataError, normalise
@@ -27,8 +25,8 @@ def batches(
     numbers = dict(batch_size=batch_size, seed=seed, epoch=epoch, start=start)
     for name, value in numbers.items():
         least = 1 if name == "batch_size" else 0
-        if operator.index(value) < least:
-            raise ValueError(f"batches: {name} must be a whole number from {least} up, got {value}")
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"batches: {name} must be a whole number from {least} up, got {value!r}")
     if not len(split):
         raise DataError("batches needs a split with at least one image, got an empty one")
     if drop_last and len(split) < batch_size:

@@ -45,10 +45,18 @@ def read_cifar(path, folder, members, label_bytes, classes):
     return records
 
 
-def split_records(records, label_bytes):
-    """Records (M, label_bytes + 3072) -> images (M, 32, 32, 3) uint8, labels (M,) int64; of two labels the finer."""
-    planes = records[:, label_bytes:].reshape(-1, 3, 32, 32)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, label_bytes - 1].astype(np.int64)
+def split_records(parts, label_bytes):
+    """Records, a list of (M, label_bytes + 3072) arrays -> images (ΣM, 32, 32, 3) uint8, labels (ΣM,) int64.
+
+    Of two labels the finer is taken. Planes of colour become colours of pixels, as the rest of tinyvit wants them.
+    """
+    images = np.empty((sum(map(len, parts)), 32, 32, 3), np.uint8)
+    start = 0
+    for records in parts:
+        planes = records[:, label_bytes:].reshape(-1, 3, 32, 32)
+        images[start : start + len(records)] = planes.transpose(0, 2, 3, 1)
+        start += len(records)
+    return images, np.concatenate([records[:, label_bytes - 1] for records in parts]).astype(np.int64)
 
 
 def _read_file(path, size):

@@ -107,13 +107,15 @@ def channel_statistics(images):
     float64, which for CIFAR-10 would be a gigabyte.
     """
     C = images.shape[-1]
-    total, squares, count = np.zeros(C, np.int64), np.zeros(C, np.int64), images.size // C
+    count = images.size // C
     if not count:
         raise DataError("mean and std need at least one training image, got none")
+    total, squares = np.zeros(C, np.int64), np.zeros(C, np.int64)
     for start in range(0, len(images), 1000):
-        x = images[start : start + 1000].reshape(-1, C).astype(np.int64)
-        total += x.sum(axis=0)
-        squares += (x * x).sum(axis=0)
+        chunk = images[start : start + 1000]
+        x = chunk.reshape(len(chunk), -1).astype(np.uint32)     # 1000 · 255² fits
+        total += x.sum(axis=0).reshape(-1, C).sum(axis=0, dtype=np.int64)
+        squares += (x * x).sum(axis=0).reshape(-1, C).sum(axis=0, dtype=np.int64)
     mean = total / count
     variance = squares / count - mean**2                        # E[x²] - E[x]²
     std = np.sqrt(np.where(variance > 1e-6, variance, 255.0**2))

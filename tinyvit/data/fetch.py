@@ -1,5 +1,216 @@
+"""`load`: find a data set on this computer, or download it, and believe nothing before it is checked.
+
+Search order: the `root` argument, the folder in the environment variable TINYVIT_DATA, the cache, the mirrors. Your own
+files (the first two) must have the right format; if they are another version of the data, a warning says so. What was
+downloaded must be the original, byte for byte: over the network, a wrong file is an accident or an attack.
+
+A download goes to a temporary name, is read and checked there, and then takes its final name in one step
+(`os.replace`). Whatever happens before that, a power cut or Ctrl-C, leaves no file that counts.
+"""
+
+import difflib
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+from tinyvit.data.dataset import DataError, Dataset, Split, stratified
 from tinyvit.data.digits import load_digits
-NAMES = ("digits",)
-def load(name, *, root=None, download=True):
-    assert name == "digits"
-    return load_digits()
+from tinyvit.data.folder import load_folder
+from tinyvit.data.idx import header
+from tinyvit.data.sources import SOURCES
+
+NAMES = ("digits", *SOURCES)
+TIMEOUT = 30                                # seconds without a byte before a mirror is given up
+
+
+def load(name, *, root=None, download=True, image_size=None):
+    """Load a data set by name, or a folder of images by path; returns a `Dataset`.
+
+        digits      1,197 / 240 / 360 images, 8x8x1; part of the package
+        mnist       55,000 / 5,000 / 10,000 images, 28x28x1, handwritten digits
+        fashion     the same sizes, pieces of clothing
+        cifar10     45,000 / 5,000 / 10,000 images, 32x32x3, ten classes
+        cifar100    the same sizes, a hundred classes
+
+    (train / validation / test). `root` is a folder to look in first; `download=False` keeps off the network. A path
+    (`load("pets")`, `load("pets", image_size=32)`) reads a folder with one sub-folder a class, see `data/folder.py`.
+
+    Raises DataError for whatever is wrong: an unknown name, a file that cannot be had, is damaged, or is not what it claims.
+    """
+    if name == "digits" or name in SOURCES:
+        if image_size is not None:
+            raise DataError(f"image_size is for folders of images; the images of {name} have one size already")
+        return load_digits() if name == "digits" else _load_source(name, SOURCES[name], root, download)
+    if Path(name).is_dir():
+        return load_folder(name, image_size)
+    near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+    raise DataError(
+        f"the data set must be one of {', '.join(NAMES)}, or a folder with one sub-folder of images a class; got "
+        f"{str(name)!r}, which is neither" + (f". Did you mean {near[0]!r}?" if near else "")
+    )
+
+
+def cache_folder():
+    """Where downloads are kept: the user's cache folder of this operating system."""
+    import pooch
+
+    return Path(pooch.os_cache("tinyvit"))
+
+
+def _load_source(name, source, root, download):
+    contents, foreign = {}, []
+    for file in source.files:
+        path = _find(file, source, _own_folders(root))
+        if path:
+            found = file.read(path)
+            foreign += _other_version(found, source, name, path)
+        else:
+            found = _from_cache(name, source, file, root, download)
+        contents |= found
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        warnings.warn(
+            f"{name}: {path.parent} holds another version than the original ({foreign[0]}{more} differ); "
+            "results may differ too",
+            stacklevel=3,
+        )
+    (images, labels), (test_images, test_labels) = source.assemble(contents)
+    train, validation = stratified(labels, (len(labels) - source.validation, source.validation))
+    everything = Split(images, labels)
+    return Dataset.of(
+        name, source.classes, everything[train], everything[validation], Split(test_images, test_labels)
+    )
+
+
+# --- on this computer ---------------------------------------------------------------------------------------------------
+
+
+def _own_folders(root):
+    """The user's folders, in the order in which they are searched."""
+    named = {"root": root, "TINYVIT_DATA": os.environ.get("TINYVIT_DATA")}
+    for what, folder in named.items():
+        if folder and not Path(folder).is_dir():
+            raise DataError(f"{what} must name an existing folder, got {os.fspath(folder)!r}")
+    return [Path(folder) for folder in named.values() if folder]
+
+
+def _find(file, source, folders):
+    """The first place that has the file; in each folder first the sub-folders that carry the data set's name."""
+    for folder in folders:
+        for place in (*source.folders, "."):
+            for name in (file.name, file.unpacked):
+                if (folder / place / name).is_file():
+                    return folder / place / name
+    return None
+
+
+def _from_cache(name, source, file, root, download):
+    path = cache_folder() / name / file.name
+    if path.is_file():
+        try:
+            return _read_original(file, path, source)
+        except DataError:                   # damaged on disk: fetch it again
+            if not download:
+                raise
+    if download:
+        return _download(name, source, file, path, root)
+    raise _missing(name, source, file, root, ["download=False: no mirror was asked"])
+
+
+# --- is it the original? ------------------------------------------------------------------------------------------------
+
+
+def _digest(array, algorithm):
+    """Checksum of the decompressed file that the array was read from. Of an IDX file the header counts too."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    digest.update(header(array.shape) if _is_idx(array) else b"")
+    digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _is_idx(array):
+    return array.ndim != 2                  # images have three dimensions, labels one; CIFAR's records two
+
+
+def _matches(array, checksum):
+    algorithm, expected = checksum.split(":")
+    return _digest(array, algorithm) == expected
+
+
+def _read_original(file, path, source):
+    found = file.read(path)
+    for content, array in found.items():
+        if not _matches(array, source.checksums[content]):
+            raise DataError(f"{path} is not the original: {content} must have checksum {source.checksums[content]}")
+    return found
+
+
+def _other_version(found, source, name, path):
+    """Which of the user's contents differ from the original. DataError where they are another data set's originals:
+    MNIST and Fashion-MNIST use the same file names."""
+    differing = [content for content, array in found.items() if not _matches(array, source.checksums[content])]
+    for content in differing:
+        for other in SOURCES.keys() - {name}:
+            checksum = SOURCES[other].checksums.get(content)
+            if checksum and _matches(found[content], checksum):
+                raise DataError(f"{path} must hold {name}, but is {other}'s; put each data set in a folder of its name")
+    return differing
+
+
+# --- from the network ---------------------------------------------------------------------------------------------------
+
+
+def _download(name, source, file, path, root):
+    """Ask the mirrors in turn; the first original is kept and read. DataError with every mirror's answer if none has it."""
+    from pooch import HTTPDownloader
+
+    fetch = HTTPDownloader(progressbar=True, timeout=TIMEOUT)
+    part = path.with_name(f"{file.name}.{os.getpid()}.part")    # never searched for; its name is this process's own
+    answers = []
+    for mirror in source.mirrors:
+        url = mirror + file.name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fetch(url, str(part), None)
+            found = _read_original(file, part, source)
+            os.replace(part, path)
+            return found
+        except DataError as error:
+            answers.append(f"{url}: {str(error).replace(str(part), 'the file sent')}")
+        except OSError as error:                                # requests' exceptions are OSErrors too
+            answers.append(f"{url}: {_reason(error, path)}")
+        finally:
+            part.unlink(missing_ok=True)
+    raise _missing(name, source, file, root, answers)
+
+
+def _reason(error, path):
+    """One line for people: what kept a download from succeeding."""
+    from requests import exceptions
+
+    if isinstance(error, exceptions.HTTPError):
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, exceptions.Timeout):
+        return f"no answer within {TIMEOUT} seconds"
+    if isinstance(error, exceptions.SSLError):
+        return "its certificate was not accepted; is there a proxy in between?"
+    if isinstance(error, exceptions.ChunkedEncodingError):
+        return "the connection broke off"
+    if isinstance(error, exceptions.ConnectionError):
+        return "no connection; is this computer online?"
+    if isinstance(error, exceptions.RequestException):
+        return str(error)
+    return f"cannot write to {path.parent}: {error.strerror or error}"          # disk full, no permission
+
+
+def _missing(name, source, file, root, answers):
+    looked = [*_own_folders(root), cache_folder() / name]
+    lines = [
+        f"{name}: {file.name} (or, unpacked, {file.unpacked}) must be on this computer or be downloaded; it could not be had",
+        "looked in " + ", ".join(map(str, looked)),
+        *answers,
+        f"download it elsewhere, for instance from {source.mirrors[-1]}{file.name}, and set TINYVIT_DATA to its folder; "
+        "`digits` needs no download",
+    ]
+    return DataError("\n  ".join(lines))

@@ -1,140 +1,73 @@
 """Multi-head scaled dot-product attention, from the packed q, k, v to the heads' outputs (Vaswani et al. 2017, eq. 1).
 
-    p = softmax(q kᵀ / √K),   out = p v,   for each image and each head
+    p = softmax(scale q kᵀ),   out = p v,   for each image and each head
+
+Two matrix products and a softmax between them. Matrix products of NumPy arrays run in BLAS, which reads q, k and v where
+they lie in the packed array and writes the heads side by side, so that nothing is copied; the kernel fuses what NumPy does
+in seven passes over the scores into one, in place. FlashAttention (Dao et al. 2022) fuses the products as well and never
+stores p, which pays for thousands of tokens; a small ViT has at most a few hundred, and p is what we want to look at.
 """
 
 import numpy as np
 
-from tinyvit.kernels.backend import contiguous, jit, kernel
-from tinyvit.kernels.elementary import exp, row_max
+from tinyvit.kernels.backend import contiguous, kernel
+from tinyvit.kernels.softmax import softmax, softmax_backward, softmax_backward_rows, softmax_rows
 
 
-def _split(qkv, heads):
-    """(B, N, 3 D) -> q, k, v, each (B, H, N, K): views, nothing is copied."""
-    B, N, D3 = qkv.shape
-    return qkv.reshape(B, N, 3, heads, D3 // (3 * heads)).transpose(2, 0, 3, 1, 4)
-
-
-def _merge(x):
-    """(B, H, N, K) -> (B, N, D): the heads side by side."""
-    B, H, N, K = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(B, N, H * K)
+def _heads(x, parts, heads):
+    """(B, N, parts D) -> (parts, B, H, N, K), a view: q, k and v of each image and head."""
+    B, N, width = x.shape
+    return x.reshape(B, N, parts, heads, width // (parts * heads)).transpose(2, 0, 3, 1, 4)
 
 
 @kernel
 def attention(qkv, heads, scale):
-    """qkv (B, N, 3 D) = q | k | v, each of D = H K values with the head-major order -> (out (B, N, D), p (B, H, N, N)).
+    """qkv (B, N, 3 D) = q | k | v, each of D = H K values in head-major order -> (out (B, N, D), p (B, H, N, N)).
 
-    p[b, h, i, j] is the weight with which token i looks at token j; `scale` is 1/√K in the paper.
+    p[b, h, i, j] is the weight with which token i looks at token j; `scale` > 0 is 1/√K in the paper.
     """
-    q, k, v = _split(qkv, heads)
-    s = (q @ k.mT) * qkv.dtype.type(scale)
-    e = np.exp(s - s.max(axis=-1, keepdims=True))
-    p = e / e.sum(axis=-1, keepdims=True)
-    return _merge(p @ v), p
+    q, k, v = _heads(qkv, 3, heads)
+    p = softmax.numpy(q @ k.mT * qkv.dtype.type(scale))
+    out = (p @ v).transpose(0, 2, 1, 3)                     # (B, N, H, K): a token's heads side by side
+    B, N, H, K = out.shape
+    return out.reshape(B, N, H * K), p
 
 
 @attention.fast
 def attention(qkv, heads, scale):
     qkv = contiguous(qkv)
-    B, N, D3 = qkv.shape
-    out = np.empty((B, N, D3 // 3), qkv.dtype)
-    p = np.empty((B, heads, N, N), qkv.dtype)
-    _attention(qkv.reshape(B, N, 3, heads, D3 // (3 * heads)), qkv.dtype.type(scale), out.reshape(B, N, heads, -1), p)
+    B, N, width = qkv.shape
+    q, k, v = _heads(qkv, 3, heads)
+    p = np.matmul(q, k.mT, out=np.empty((B, heads, N, N), qkv.dtype))
+    softmax_rows(p.reshape(B * heads * N, N), p.dtype.type(scale))
+    out = np.empty((B, N, width // 3), qkv.dtype)
+    np.matmul(p, v, out=_heads(out, 1, heads)[0])
     return out, p
-
-
-@jit
-def _attention(qkv, scale, out, p):
-    B, N, _, H, K = qkv.shape
-    kt = np.empty((K, N), qkv.dtype)
-    for b in range(B):
-        for h in range(H):
-            for j in range(N):
-                k = qkv[b, j, 1, h]
-                for c in range(K):
-                    kt[c, j] = k[c]
-            for i in range(N):
-                q, row, o = qkv[b, i, 0, h], p[b, h, i], out[b, i, h]
-                for j in range(N):
-                    row[j] = 0
-                for c in range(K):
-                    qc, kc = q[c] * scale, kt[c]
-                    for j in range(N):
-                        row[j] += qc * kc[j]
-                m = row_max(row)
-                for j in range(N):
-                    row[j] = exp(row[j] - m)
-                total = row.dtype.type(0)
-                for j in range(N):
-                    total += row[j]
-                inverse = row.dtype.type(1) / total
-                for j in range(N):
-                    row[j] *= inverse
-                for c in range(K):
-                    o[c] = 0
-                for j in range(N):
-                    pj, v = row[j], qkv[b, j, 2, h]
-                    for c in range(K):
-                        o[c] += pj * v[c]
 
 
 @kernel
 def attention_backward(qkv, p, g, heads, scale):
     """The gradient with respect to qkv, from p of the forward pass and g = dL/dout (B, N, D).
 
-    out = p v gives dv = pᵀ g and dp = g vᵀ; softmax gives ds = p (dp - Σ p dp); s = scale q kᵀ gives
-    dq = scale ds k and dk = scale dsᵀ q.
+    out = p v:  dv = pᵀ g and dp = g vᵀ;   softmax:  ds = p (dp - Σ p dp);   s = scale q kᵀ:  dq = scale ds k and
+    dk = scale dsᵀ q.
     """
-    q, k, v = _split(qkv, heads)
-    B, H, N, K = q.shape
-    g = g.reshape(B, N, H, K).transpose(0, 2, 1, 3)
-    dp = g @ v.mT
-    ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * qkv.dtype.type(scale)
-    return np.concatenate([_merge(ds @ k), _merge(ds.mT @ q), _merge(p.mT @ g)], axis=-1)
+    (q, k, v), (g,) = _heads(qkv, 3, heads), _heads(g, 1, heads)
+    ds = softmax_backward.numpy(p, g @ v.mT) * qkv.dtype.type(scale)
+    dqkv = np.stack([ds @ k, ds.mT @ q, p.mT @ g])              # (3, B, H, N, K)
+    return dqkv.transpose(1, 3, 0, 2, 4).reshape(qkv.shape)
 
 
 @attention_backward.fast
 def attention_backward(qkv, p, g, heads, scale):
     qkv, p, g = contiguous(qkv, p, g)
-    B, N, D3 = qkv.shape
-    dqkv = np.zeros_like(qkv)
-    packed = (B, N, 3, heads, D3 // (3 * heads))
-    _attention_backward(
-        qkv.reshape(packed), p, g.reshape(B, N, heads, -1), qkv.dtype.type(scale), dqkv.reshape(packed)
-    )
+    B, N, _ = qkv.shape
+    dqkv = np.empty_like(qkv)
+    (q, k, v), (g,), (dq, dk, dv) = _heads(qkv, 3, heads), _heads(g, 1, heads), _heads(dqkv, 3, heads)
+    ds = np.matmul(g, v.mT, out=np.empty_like(p))
+    rows = (B * heads * N, N)
+    softmax_backward_rows(p.reshape(rows), ds.reshape(rows), p.dtype.type(scale))
+    np.matmul(ds, k, out=dq)
+    np.matmul(ds.mT, q, out=dk)
+    np.matmul(p.mT, g, out=dv)
     return dqkv
-
-
-@jit
-def _attention_backward(qkv, p, g, scale, dqkv):
-    B, N, _, H, K = qkv.shape
-    vt = np.empty((K, N), qkv.dtype)
-    ds = np.empty(N, qkv.dtype)
-    for b in range(B):
-        for h in range(H):
-            for j in range(N):
-                v = qkv[b, j, 2, h]
-                for c in range(K):
-                    vt[c, j] = v[c]
-            for i in range(N):
-                gi, row, q, dq = g[b, i, h], p[b, h, i], qkv[b, i, 0, h], dqkv[b, i, 0, h]
-                ds[:] = 0
-                for c in range(K):
-                    gc, vc = gi[c], vt[c]
-                    for j in range(N):
-                        ds[j] += gc * vc[j]
-                dot = ds.dtype.type(0)
-                for j in range(N):
-                    dot += row[j] * ds[j]
-                for j in range(N):
-                    ds[j] = row[j] * (ds[j] - dot) * scale
-                for j in range(N):
-                    pj, dsj = row[j], ds[j]
-                    k, dk, dv = qkv[b, j, 1, h], dqkv[b, j, 1, h], dqkv[b, j, 2, h]
-                    for c in range(K):
-                        dq[c] += dsj * k[c]
-                    for c in range(K):
-                        dk[c] += dsj * q[c]
-                    for c in range(K):
-                        dv[c] += pj * gi[c]

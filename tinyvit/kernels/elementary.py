@@ -84,19 +84,6 @@ def _normal64(x):
     return 0.5 * math.erfc(-x * SQRT_HALF), INV_SQRT_2PI * math.exp(-0.5 * x * x)
 
 
-@jit(fastmath={"nnan", "nsz", "reassoc"})
-def row_max(row):
-    """The largest element of a 1-D array that is not empty. With a NaN in it, any element or NaN.
-
-    Only `nnan`, "assume no NaN", lets LLVM vectorise a maximum. Where there is a NaN, whatever this returns, the caller's
-    x - m is NaN at that element.
-    """
-    m = row[0]
-    for j in range(1, row.size):
-        m = max(m, row[j])
-    return m
-
-
 if numba:  # inside a kernel, exp and normal mean the version for their argument's type
 
     @numba.extending.overload(exp)

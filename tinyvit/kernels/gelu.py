@@ -21,7 +21,7 @@ SQRT_2_PI, CUBIC = math.sqrt(2 / math.pi), 0.044715
 def gelu(x, tanh):
     """GELU of each element of x, any shape; `tanh` False: exact, True: the tanh approximation."""
     if tanh:
-        return 0.5 * x * (1 + np.tanh(SQRT_2_PI * (x + CUBIC * x**3)))
+        return 0.5 * x * (1 + np.tanh(SQRT_2_PI * (x + CUBIC * x * x * x)))
     return x * ndtr(x)
 
 
@@ -54,7 +54,7 @@ def gelu_backward(x, g, tanh):
     exact:  Φ(x) + x φ(x), since Φ' = φ        tanh:  σ + x σ (1 - σ) 2 u',   where σ = 1 / (1 + e^(-2u))
     """
     if tanh:
-        t = np.tanh(SQRT_2_PI * (x + CUBIC * x**3))
+        t = np.tanh(SQRT_2_PI * (x + CUBIC * x * x * x))
         return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * SQRT_2_PI * (1 + 3 * CUBIC * x * x))
     return g * (ndtr(x) + x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
 

@@ -42,7 +42,8 @@ def warp(images, matrices):
     B, h, w, C = images.shape
     y, x = np.mgrid[:h, :w].reshape(2, -1)
     grid = np.stack([x, y, np.ones_like(x)])                    # (3, hw)
-    xs, ys = np.moveaxis(matrices @ grid, 1, 0)                 # (B, hw) each, float64
+    with np.errstate(invalid="ignore"):                         # 0 · ∞
+        xs, ys = np.moveaxis(matrices @ grid, 1, 0)             # (B, hw) each, float64
     near = (xs > -1) & (xs < w) & (ys > -1) & (ys < h)          # False for NaN as well
     xs, ys = np.where(near, xs, -1), np.where(near, ys, -1)
     i, j = np.floor(xs).astype(np.int64), np.floor(ys).astype(np.int64)

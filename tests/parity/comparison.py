@@ -1,0 +1,131 @@
+"""What the parity tests share: the file of reference vectors, tinyvit's side of a comparison, and the measure of error.
+
+Runs without PyTorch. `vectors.npz` holds, for each case, what PyTorch computed: `about` (JSON: PyTorch's version, and each
+case's configuration and recipe) and arrays named `<case>/<field>`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyvit import functional as F
+from tinyvit.models import ViT, ViTConfig
+from tinyvit.optim import AdamW, warmup_cosine
+
+FILE = Path(__file__).with_name("vectors.npz")
+
+
+@dataclass
+class Case:
+    """One model, a pool of images, and what PyTorch makes of them.
+
+    config: ViTConfig's fields. recipe: smoothing, steps, lr, warmup, betas, eps, weight_decay, clip.
+    weights: {path: float32 array}. pixels: (M, h, w, C) uint8. labels: (M,) int64. batches: (steps, B), places in the pool.
+    logits (B, K), loss and gradients {path: array}: of the first batch, float64. losses: (steps,) of AdamW in float32.
+    """
+
+    name: str
+    config: dict
+    recipe: dict
+    weights: dict
+    pixels: np.ndarray
+    labels: np.ndarray
+    batches: np.ndarray
+    logits: np.ndarray = None
+    loss: float = None
+    gradients: dict = None
+    losses: np.ndarray = None
+
+    def model(self, dtype=np.float32):
+        """tinyvit's ViT with these weights."""
+        model = ViT(ViTConfig(**self.config))
+        model.load_state_dict(self.weights)
+        return model.astype(dtype)
+
+    def batch(self, step=0):
+        """(images float32, labels) of a step. Division by a power of two is exact: the same images on every machine."""
+        places = self.batches[step]
+        return self.pixels[places].astype(np.float32) / 128 - 1, self.labels[places]
+
+    def rates(self):
+        """The learning rate of each step."""
+        r = self.recipe
+        return [warmup_cosine(step, r["steps"], r["lr"], r["warmup"]) for step in range(r["steps"])]
+
+
+def write(cases, torch_version, file=FILE):
+    """Save the cases. The same cases give the same bytes: np.savez stamps no time of day."""
+    about = {"torch": torch_version, "cases": {c.name: {"config": c.config, "recipe": c.recipe} for c in cases}}
+    arrays = {"about": np.array(json.dumps(about, indent=1))}
+    for c in cases:
+        for field in ("pixels", "labels", "batches", "logits", "loss", "losses"):
+            arrays[f"{c.name}/{field}"] = np.asarray(getattr(c, field))
+        for field in ("weights", "gradients"):
+            for path, array in getattr(c, field).items():
+                arrays[f"{c.name}/{field}/{path}"] = array
+    np.savez_compressed(file, **arrays)
+
+
+def read(file=FILE):
+    """{name: Case}, as saved by `write`."""
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    cases = {}
+    for name, described in json.loads(str(arrays.pop("about")))["cases"].items():
+        fields = {"weights": {}, "gradients": {}}
+        for key, array in arrays.items():
+            case, field, *path = key.split("/")
+            if case == name and path:
+                fields[field][path[0]] = array
+            elif case == name:
+                fields[field] = array
+        cases[name] = Case(name=name, **described, **fields)
+    return cases
+
+
+def results(model, images, labels, smoothing):
+    """tinyvit's (logits (B, K), loss, {path: gradient}) for one batch, as arrays."""
+    logits = model(images)
+    loss = F.cross_entropy(logits, labels, smoothing)
+    loss.backward()
+    return logits.numpy(), loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def train(model, optimizer, batches, rates, smoothing, clip):
+    """A step on each batch with the learning rate of its turn; returns the losses before each step."""
+    losses = []
+    for (images, labels), rate in zip(batches, rates, strict=True):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels, smoothing)
+        loss.backward()
+        optimizer.clip_gradients(clip)
+        optimizer.step(rate)
+        losses.append(loss.item())
+    return np.array(losses)
+
+
+def train_case(case, dtype=np.float32):
+    """The losses of the case's AdamW run."""
+    r, model = case.recipe, case.model(dtype)
+    optimizer = AdamW(model, betas=r["betas"], eps=r["eps"], weight_decay=r["weight_decay"])
+    batches = [case.batch(step) for step in range(r["steps"])]
+    return train(model, optimizer, batches, case.rates(), r["smoothing"], r["clip"])
+
+
+def relative(ours, theirs):
+    """‖ours - theirs‖ / ‖theirs‖; where theirs is zero throughout, ‖ours‖, so that only zero agrees with zero."""
+    assert ours.shape == theirs.shape
+    distance, size = np.linalg.norm(ours - theirs), np.linalg.norm(theirs)
+    return distance / size if size else distance
+
+
+def assert_close(ours, theirs, logits_tolerance, gradient_tolerance):
+    """Compare two (logits, loss, gradients): logits by the largest difference, each gradient by `relative`."""
+    assert np.abs(ours[0] - theirs[0]).max() <= logits_tolerance
+    assert abs(ours[1] - theirs[1]) <= logits_tolerance
+    assert ours[2].keys() == theirs[2].keys()
+    errors = {name: relative(ours[2][name], theirs[2][name]) for name in theirs[2]}
+    too_large = {name: error for name, error in errors.items() if not error <= gradient_tolerance}
+    assert not too_large, f"gradients further apart than {gradient_tolerance}: {too_large}"

@@ -1,0 +1,179 @@
+"""Each fused op equals its composition from primitives, in value and in gradient, on both kernel backends; and passes the
+gradient check."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyvit import Tensor, functional, gradcheck, kernels, ops
+
+rng = np.random.default_rng(0)
+
+
+def leaf(*shape, dtype=np.float64):
+    return Tensor(rng.standard_normal(shape).astype(dtype), requires_grad=True)
+
+
+# The composed versions: the equations, in primitives.
+
+
+def linear(x, w, b):
+    return x @ w + b
+
+
+def softmax(x):
+    e = ops.exp(x - x.data.max(-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def layer_norm(x, gamma, beta, eps=1e-6):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / ((centred**2).mean(axis=-1, keepdims=True) + eps) ** 0.5 * gamma + beta
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + ops.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def attention(qkv, heads):
+    B, N, D3 = qkv.shape
+    q, k, v = qkv.reshape(B, N, 3, heads, D3 // 3 // heads).transpose(2, 0, 3, 1, 4)  # each (B, H, N, K)
+    p = softmax(q @ k.mT * (D3 / 3 / heads) ** -0.5)
+    return (p @ v).transpose(0, 2, 1, 3).reshape(B, N, D3 // 3)
+
+
+def cross_entropy(logits, labels, smoothing=0.0):
+    target = np.eye(logits.shape[1])[labels] * (1 - smoothing) + smoothing / logits.shape[1]
+    return -(ops.log(softmax(logits)) * target).sum(axis=-1).mean()
+
+
+def conv2d(x, w, b, stride, padding):
+    kh, kw, _, D = w.shape
+    B, h, wd, C = x.shape
+    rows = ops.concatenate([Tensor(np.zeros((B, padding, wd, C))), x, Tensor(np.zeros((B, padding, wd, C)))], axis=1)
+    sides = Tensor(np.zeros((B, h + 2 * padding, padding, C)))
+    x = ops.concatenate([sides, rows, sides], axis=2)
+    oh, ow = (h + 2 * padding - kh) // stride + 1, (wd + 2 * padding - kw) // stride + 1
+    total = 0
+    for i in range(kh):
+        for j in range(kw):
+            total = total + x[:, i : i + stride * oh : stride, j : j + stride * ow : stride][:, :oh, :ow] @ w[i, j]
+    return total + b
+
+
+LABELS = np.array([0, 4, 4, 2])
+CASES = {
+    "linear": (functional.linear, linear, lambda: (leaf(2, 3, 4), leaf(4, 5), leaf(5))),
+    "linear, one row": (functional.linear, linear, lambda: (leaf(4), leaf(4, 5), leaf(5))),
+    "softmax": (functional.softmax, softmax, lambda: (leaf(3, 2, 7),)),
+    "layer_norm": (functional.layer_norm, layer_norm, lambda: (leaf(2, 3, 7), leaf(7), leaf(7))),
+    "layer_norm, one row": (functional.layer_norm, layer_norm, lambda: (leaf(5), leaf(5), leaf(5))),
+    "gelu, tanh": (lambda x: functional.gelu(x, tanh=True), gelu_tanh, lambda: (leaf(3, 11),)),
+    "attention, one head": (
+        lambda x: functional.attention(x, heads=1), lambda x: attention(x, 1), lambda: (leaf(2, 5, 9),)),
+    "attention, heads": (
+        lambda x: functional.attention(x, heads=4), lambda x: attention(x, 4), lambda: (leaf(3, 7, 3 * 12),)),
+    "attention, one token": (
+        lambda x: functional.attention(x, heads=2), lambda x: attention(x, 2), lambda: (leaf(2, 1, 12),)),
+    "cross_entropy": (
+        lambda x: functional.cross_entropy(x, LABELS), lambda x: cross_entropy(x, LABELS), lambda: (leaf(4, 5),)),
+    "cross_entropy, smoothed": (
+        lambda x: functional.cross_entropy(x, LABELS, 0.2), lambda x: cross_entropy(x, LABELS, 0.2), lambda: (leaf(4, 5),)),
+    "conv2d": (
+        functional.conv2d, lambda x, w, b: conv2d(x, w, b, 1, 0), lambda: (leaf(2, 5, 4, 3), leaf(3, 2, 3, 4), leaf(4))),
+    "conv2d, stride, padding": (
+        lambda x, w, b: functional.conv2d(x, w, b, stride=2, padding=1), lambda x, w, b: conv2d(x, w, b, 2, 1),
+        lambda: (leaf(2, 5, 6, 2), leaf(3, 3, 2, 4), leaf(4))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fused_equals_composed(name, backend):
+    fused, composed, inputs = CASES[name]
+    inputs = inputs()
+    ours, theirs = fused(*inputs), composed(*inputs)
+    np.testing.assert_allclose(ours.data, theirs.data, rtol=1e-10, atol=1e-12)
+    seed = rng.standard_normal(ours.shape)
+    ours.backward(seed)
+    gradients = [x.grad for x in inputs]
+    for x in inputs:
+        x.grad = None
+    theirs.backward(seed)
+    for x, gradient in zip(inputs, gradients, strict=True):
+        np.testing.assert_allclose(gradient, x.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [*CASES, "gelu"])
+def test_gradcheck(name, backend):
+    fused, _, inputs = CASES.get(name, (functional.gelu, None, lambda: (leaf(3, 11),)))
+    gradcheck(fused, *inputs())
+
+
+def test_gelu_is_x_times_the_normal_distribution(backend):
+    from math import erf, sqrt
+
+    x = np.linspace(-6, 6, 101)
+    np.testing.assert_allclose(
+        functional.gelu(Tensor(x)).data, [t * 0.5 * (1 + erf(t / sqrt(2))) for t in x], rtol=1e-9, atol=1e-12
+    )
+
+
+@given(B=st.integers(1, 3), N=st.integers(1, 9), H=st.integers(1, 3), K=st.integers(1, 5))
+def test_attention_over_shapes(B, N, H, K):
+    for name in ("numba", "numpy"):
+        with kernels.use(name):
+            x = leaf(B, N, 3 * H * K)
+            np.testing.assert_allclose(
+                functional.attention(x, heads=H).data, attention(x, H).data, rtol=1e-9, atol=1e-12
+            )
+            gradcheck(lambda x: functional.attention(x, heads=H), x)
+
+
+def test_attention_hands_out_its_maps(backend):
+    maps = []
+    functional.attention(leaf(2, 5, 24), heads=4, maps=maps)
+    assert maps[0].shape == (2, 4, 5, 5)
+    np.testing.assert_allclose(maps[0].sum(-1), 1)
+
+
+def test_attention_does_not_care_for_the_order_of_tokens(backend):
+    """Permute the tokens, and the outputs are permuted alike: why a ViT needs position embeddings."""
+    x, order = leaf(1, 6, 12), rng.permutation(6)
+    y = functional.attention(x, heads=2).data
+    np.testing.assert_allclose(functional.attention(x[:, order], heads=2).data, y[:, order], rtol=1e-12)
+
+
+def test_cross_entropy_is_stable(backend):
+    for dtype in (np.float32, np.float64):
+        x = Tensor(np.array([[1000, 1000], [-1000, -1000]], dtype), requires_grad=True)
+        assert functional.cross_entropy(x, [0, 1]).item() == pytest.approx(np.log(2), rel=1e-6)
+        assert functional.cross_entropy(Tensor(np.array([[1e4, 0]], dtype)), [1]).item() == 1e4
+
+
+def test_dropout_keeps_the_mean_and_its_mask():
+    x = Tensor(np.ones((200, 200)), requires_grad=True)
+    y = functional.dropout(x, 0.25, np.random.default_rng(0))
+    assert abs((y.data == 0).mean() - 0.25) < 0.01 and abs(y.data.mean() - 1) < 0.01
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad, y.data)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error", "message"),
+    [
+        (lambda: functional.linear(leaf(2, 3), leaf(4, 5), None), ValueError, "linear: .*last axis"),
+        (lambda: functional.layer_norm(leaf(2, 3), leaf(4), leaf(4)), ValueError, "layer_norm: "),
+        (lambda: functional.attention(leaf(2, 3, 10), heads=2), ValueError, "multiple of heads"),
+        (lambda: functional.cross_entropy(leaf(2, 3), [0, 3]), ValueError, r"labels must be in \[0, 3\)"),
+        (lambda: functional.cross_entropy(leaf(2, 3), [0, -1]), ValueError, r"got -1 to 0"),
+        (lambda: functional.cross_entropy(leaf(2, 3), [0.0, 1.0]), TypeError, "integers"),
+        (lambda: functional.cross_entropy(leaf(2, 3), [0]), ValueError, r"got \(2, 3\) and \(1,\)"),
+        (lambda: functional.cross_entropy(leaf(2, 3), [0, 1], 1.0), ValueError, "smoothing"),
+        (lambda: functional.conv2d(leaf(1, 4, 4, 2), leaf(3, 3, 3, 2), None), ValueError, "one C"),
+        (lambda: functional.conv2d(leaf(1, 2, 2, 1), leaf(3, 3, 1, 2), None), ValueError, "does not fit"),
+    ],
+)
+def test_errors(mistake, error, message):
+    with pytest.raises(error, match=message):
+        mistake()
