@@ -31,7 +31,6 @@ FLOPS = {
     "attention": lambda ins, out: 4 * ins[0][1] * prod(out),  # q kᵀ and p v: 2·N²·D multiply-adds an image
     "conv2d": lambda ins, out: 2 * prod(ins[1][:-1]) * prod(out),
     "softmax": lambda ins, out: 5 * prod(out),
-    "log_softmax": lambda ins, out: 5 * prod(out),
     "gelu": lambda ins, out: 8 * prod(out),
     "layer_norm": lambda ins, out: 8 * prod(out),
     "cross_entropy": lambda ins, out: 5 * prod(ins[0]),

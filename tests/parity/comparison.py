@@ -1,7 +1,7 @@
-"""What the parity tests share: the file of reference vectors, tinyvit's side of a comparison, and the measure of error.
+"""What the parity tests share: the reference vectors, tinyvit's side of a comparison, the measure of error.
 
-Runs without PyTorch. `vectors.npz` holds, for each case, what PyTorch computed: `about` (JSON: PyTorch's version, and each
-case's configuration and recipe) and arrays named `<case>/<field>`.
+Runs without PyTorch. `vectors.npz` holds what PyTorch computed: `about` (JSON: PyTorch's version, each case's
+configuration and recipe) and arrays named `<case>/<field>`.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyvit import functional as F
 from tinyvit.models import ViT, ViTConfig
-from tinyvit.optim import AdamW, warmup_cosine
+from tinyvit.optim import warmup_cosine
 
 FILE = Path(__file__).with_name("vectors.npz")
 
@@ -22,8 +22,10 @@ class Case:
     """One model, a pool of images, and what PyTorch makes of them.
 
     config: ViTConfig's fields. recipe: smoothing, steps, lr, warmup, betas, eps, weight_decay, clip.
-    weights: {path: float32 array}. pixels: (M, h, w, C) uint8. labels: (M,) int64. batches: (steps, B), places in the pool.
-    logits (B, K), loss and gradients {path: array}: of the first batch, float64. losses: (steps,) of AdamW in float32.
+    weights: {path: float32 array}. pixels: (M, h, w, C) uint8. labels: (M,) int64.
+    batches: (steps, B), places in the pool.
+    logits (B, K), loss and gradients {path: array}: of the first batch, in float64.
+    losses: (steps,), before each step of AdamW in float32.
     """
 
     name: str
@@ -45,19 +47,25 @@ class Case:
         return model.astype(dtype)
 
     def batch(self, step=0):
-        """(images float32, labels) of a step. Division by a power of two is exact: the same images on every machine."""
+        """(images float32, labels) of a step. Division by a power of two is exact, so no machine differs."""
         places = self.batches[step]
         return self.pixels[places].astype(np.float32) / 128 - 1, self.labels[places]
 
-    def rates(self):
-        """The learning rate of each step."""
+    def run(self):
+        """What a training run takes: (batches, learning rates, smoothing, clip)."""
         r = self.recipe
-        return [warmup_cosine(step, r["steps"], r["lr"], r["warmup"]) for step in range(r["steps"])]
+        rates = [warmup_cosine(step, r["steps"], r["lr"], r["warmup"]) for step in range(r["steps"])]
+        return [self.batch(step) for step in range(r["steps"])], rates, r["smoothing"], r["clip"]
+
+    def adamw(self):
+        """The recipe's arguments for AdamW."""
+        return {name: self.recipe[name] for name in ("weight_decay", "betas", "eps")}
 
 
 def write(cases, torch_version, file=FILE):
     """Save the cases. The same cases give the same bytes: np.savez stamps no time of day."""
-    about = {"torch": torch_version, "cases": {c.name: {"config": c.config, "recipe": c.recipe} for c in cases}}
+    described = {c.name: {"config": c.config, "recipe": c.recipe} for c in cases}
+    about = {"torch": torch_version, "cases": described}
     arrays = {"about": np.array(json.dumps(about, indent=1))}
     for c in cases:
         for field in ("pixels", "labels", "batches", "logits", "loss", "losses"):
@@ -85,6 +93,17 @@ def read(file=FILE):
     return cases
 
 
+def random_weights(config, seed):
+    """Weights at which everything counts: no zero head, gains that differ, attention with preferences."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, array in ViT(config).state_dict().items():
+        deviation = 1.5 * array.shape[0] ** -0.5 if name.endswith("weight") else 0.3
+        draw = deviation * rng.standard_normal(array.shape) + name.endswith("gamma")
+        weights[name] = draw.astype(np.float32)
+    return weights
+
+
 def results(model, images, labels, smoothing):
     """tinyvit's (logits (B, K), loss, {path: gradient}) for one batch, as arrays."""
     logits = model(images)
@@ -94,7 +113,7 @@ def results(model, images, labels, smoothing):
 
 
 def train(model, optimizer, batches, rates, smoothing, clip):
-    """A step on each batch with the learning rate of its turn; returns the losses before each step."""
+    """A step on each batch (images, labels) with its learning rate; returns the losses before them."""
     losses = []
     for (images, labels), rate in zip(batches, rates, strict=True):
         optimizer.zero_grad()
@@ -106,23 +125,15 @@ def train(model, optimizer, batches, rates, smoothing, clip):
     return np.array(losses)
 
 
-def train_case(case, dtype=np.float32):
-    """The losses of the case's AdamW run."""
-    r, model = case.recipe, case.model(dtype)
-    optimizer = AdamW(model, betas=r["betas"], eps=r["eps"], weight_decay=r["weight_decay"])
-    batches = [case.batch(step) for step in range(r["steps"])]
-    return train(model, optimizer, batches, case.rates(), r["smoothing"], r["clip"])
-
-
 def relative(ours, theirs):
-    """‖ours - theirs‖ / ‖theirs‖; where theirs is zero throughout, ‖ours‖, so that only zero agrees with zero."""
+    """‖ours - theirs‖ / ‖theirs‖; where theirs is all zero, ‖ours‖: only zero agrees with zero."""
     assert ours.shape == theirs.shape
     distance, size = np.linalg.norm(ours - theirs), np.linalg.norm(theirs)
     return distance / size if size else distance
 
 
 def assert_close(ours, theirs, logits_tolerance, gradient_tolerance):
-    """Compare two (logits, loss, gradients): logits by the largest difference, each gradient by `relative`."""
+    """Compare two (logits, loss, gradients): logits by the largest difference, gradients by `relative`."""
     assert np.abs(ours[0] - theirs[0]).max() <= logits_tolerance
     assert abs(ours[1] - theirs[1]) <= logits_tolerance
     assert ours[2].keys() == theirs[2].keys()

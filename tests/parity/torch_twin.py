@@ -1,10 +1,10 @@
 """A second opinion: the same Vision Transformer in PyTorch, by the routes that PyTorch users take.
 
-Nothing here imports tinyvit, and where there is a choice it is the other one: patches by a strided convolution instead of a
-reshape, channels first, weights (out, in), PyTorch's own attention, cross-entropy, AdamW and clipping. What agrees with this
-file to rounding agrees by meaning and not by sharing a mistake.
+Nothing here imports tinyvit, and where there is a choice it is the other one: patches by a strided convolution,
+not by a reshape, channels first, weights (out, in), PyTorch's own attention, cross-entropy, AdamW and
+clipping. What agrees with this file to rounding agrees by meaning and not by sharing a mistake.
 
-In and out go tinyvit's `state_dict`s and NumPy arrays in tinyvit's layout: images (B, h, w, C), weights (in, out).
+In and out go tinyvit's `state_dict`s and arrays in tinyvit's layout: images (B, h, w, C), weights (in, out).
 """
 
 import numpy as np
@@ -57,13 +57,13 @@ class Twin:
         return F.layer_norm(x, x.shape[-1:], self.p[f"{path}.gamma"], self.p[f"{path}.beta"], eps=1e-6)
 
     def _attention(self, x, path):
-        qkv = self._linear(x, f"{path}.qkv").chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.config.heads, -1)).transpose(1, 2) for part in qkv)  # (B, H, N, K)
+        parts = self._linear(x, f"{path}.qkv").chunk(3, dim=-1)  # each becomes (B, H, N, K)
+        q, k, v = (part.unflatten(-1, (self.config.heads, -1)).transpose(1, 2) for part in parts)
         return self._linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), f"{path}.out")
 
     def _mlp(self, x, path):
-        hidden = F.gelu(self._linear(x, f"{path}.fc1"), approximate="tanh" if self.config.gelu_tanh else "none")
-        return self._linear(hidden, f"{path}.fc2")
+        form = "tanh" if self.config.gelu_tanh else "none"
+        return self._linear(F.gelu(self._linear(x, f"{path}.fc1"), approximate=form), f"{path}.fc2")
 
     def loss(self, images, labels, smoothing):
         """The mean cross-entropy of a batch, a torch scalar with a graph."""
@@ -71,23 +71,23 @@ class Twin:
 
     def reference(self, images, labels, smoothing):
         """(logits (B, K), loss, {parameter path: gradient}) for one batch, as arrays in tinyvit's layout."""
-        for parameter in self.p.values():
-            parameter.grad = None
         logits = self.logits(images)
         loss = F.cross_entropy(logits, torch.tensor(labels), label_smoothing=smoothing)
         loss.backward()
-        return logits.detach().numpy(), loss.item(), {
-            name: np.ascontiguousarray(self._from_torch(name, parameter.grad.numpy())) for name, parameter in self.p.items()
-        }
+        gradients = {name: self._from_torch(name, p.grad.numpy()) for name, p in self.p.items()}
+        return logits.detach().numpy(), loss.item(), gradients
 
     def groups(self, weight_decay):
-        """Parameter groups for a torch optimiser: the matrices decay; biases, gains, cls and positions do not."""
-        matrices = [parameter for name, parameter in self.p.items() if name.endswith("weight")]
-        others = [parameter for name, parameter in self.p.items() if not name.endswith("weight")]
+        """Parameter groups for a torch optimiser: matrices decay; biases, gains, cls and positions do not."""
+        matrices = [p for name, p in self.p.items() if name.endswith("weight")]
+        others = [p for name, p in self.p.items() if not name.endswith("weight")]
         return [dict(params=matrices, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
 
+    def adamw(self, weight_decay, betas, eps):
+        return torch.optim.AdamW(self.groups(weight_decay), betas=tuple(betas), eps=eps)
+
     def train(self, optimizer, batches, rates, smoothing, clip):
-        """A step on each batch (images, labels) with the learning rate of its turn; returns the losses before each step."""
+        """A step on each batch (images, labels) with its learning rate; returns the losses before them."""
         losses = []
         for (images, labels), rate in zip(batches, rates, strict=True):
             for group in optimizer.param_groups:

@@ -2,8 +2,8 @@
 
     python tests/parity/write_vectors.py            needs the extra: pip install -e ".[parity]"
 
-Run it when the model's parameters change name or a case is added; never to make a failing test pass, unless the change in
-the numbers is meant and `tests/test_parity_live.py` agrees with it.
+Run it when the model's parameters change name or a case is added; never to make a failing test pass, unless
+the change in the numbers is meant and `tests/test_parity_live.py` agrees with it.
 """
 
 import comparison
@@ -12,10 +12,12 @@ import torch
 from torch_twin import Twin
 
 from tinyvit.data import load
-from tinyvit.models import ViT, ViTConfig
+from tinyvit.models import ViTConfig
 
 POOL, BATCH = 64, 16
-RECIPE = dict(smoothing=0.0, steps=50, lr=3e-3, warmup=5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3, clip=1.0)
+RECIPE = dict(
+    smoothing=0.0, steps=50, lr=3e-3, warmup=5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3, clip=1.0
+)  # fmt: skip
 CASES = {
     "grey": (dict(image_size=(8, 8), patch=2, width=16, depth=2, heads=4, mlp=32), RECIPE),
     "colour": (
@@ -29,16 +31,6 @@ CASES = {
 }
 
 
-def random_weights(config, rng):
-    """Weights at which everything counts: no zero head, gains that differ, attention that prefers some tokens."""
-    weights = {}
-    for name, array in ViT(config).state_dict().items():
-        deviation = 1.5 * array.shape[0] ** -0.5 if name.endswith("weight") else 0.3
-        draw = deviation * rng.standard_normal(array.shape) + name.endswith("gamma")
-        weights[name] = draw.astype(np.float32)
-    return weights
-
-
 def pool(config, rng):
     """(pixels, labels): digits where they fit the model, else noise, which a model can learn by heart."""
     shape = (*config.image_size, config.channels)
@@ -48,30 +40,19 @@ def pool(config, rng):
     return rng.integers(0, 256, (POOL, *shape), dtype=np.uint8), rng.integers(0, config.classes, POOL)
 
 
-def reference(case):
-    """The case with its second half filled in by PyTorch."""
-    config, r = ViTConfig(**case.config), case.recipe
-    twin = Twin(config, case.weights, torch.float64)
-    case.logits, case.loss, case.gradients = twin.reference(*case.batch(), r["smoothing"])
-    case.losses = torch_losses(case)
-    return case
-
-
-def torch_losses(case):
-    twin, r = Twin(ViTConfig(**case.config), case.weights), case.recipe
-    optimizer = torch.optim.AdamW(twin.groups(r["weight_decay"]), betas=tuple(r["betas"]), eps=r["eps"])
-    batches = [case.batch(step) for step in range(r["steps"])]
-    return twin.train(optimizer, batches, case.rates(), r["smoothing"], r["clip"])
-
-
 def main():
     cases = []
-    for seed, (name, (config, recipe)) in enumerate(CASES.items()):
-        rng = np.random.default_rng(seed)
-        weights = random_weights(ViTConfig(**config), rng)
-        pixels, labels = pool(ViTConfig(**config), rng)
+    for seed, (name, (fields, recipe)) in enumerate(CASES.items()):
+        rng, config = np.random.default_rng([seed, 1]), ViTConfig(**fields)
+        pixels, labels = pool(config, rng)
         batches = rng.integers(0, POOL, (recipe["steps"], BATCH), dtype=np.uint8)
-        cases.append(reference(comparison.Case(name, config, recipe, weights, pixels, labels, batches)))
+        weights = comparison.random_weights(config, seed)
+        case = comparison.Case(name, fields, recipe, weights, pixels, labels, batches)
+        twin = Twin(config, weights, torch.float64)  # so that they are true to float32's last digit
+        case.logits, case.loss, case.gradients = twin.reference(*case.batch(), recipe["smoothing"])
+        twin = Twin(config, weights)  # as PyTorch trains
+        case.losses = twin.train(twin.adamw(**case.adamw()), *case.run())
+        cases.append(case)
     comparison.write(cases, torch.__version__)
     print(f"{comparison.FILE}: {comparison.FILE.stat().st_size / 1000:.0f} kB, {', '.join(CASES)}")
 

@@ -1,4 +1,15 @@
-"""Data: read it without trusting it, cut it fairly, change it without changing its meaning, serve it in batches."""
+"""Data: read it without trusting it, cut it fairly, change it without changing its meaning, serve batches.
+
+dataset     three piles of labelled images, and the cut that makes them
+idx         MNIST's file format, from bytes that may lie
+cifar       CIFAR's, from archives that may be traps
+folder      your own images, a folder a class
+digits      the set that is part of the package
+sources     where the others come from, and their checksums
+fetch       `load`: search, download, verify
+augment     random changes that keep the label
+batches     an epoch, as a pure function of seed, epoch and step
+"""
 
 from tinyvit.data.augment import AUGMENTS, Augment
 from tinyvit.data.batches import batches

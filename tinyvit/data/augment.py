@@ -1,13 +1,14 @@
-"""Augmentation: show the network each image a little differently every time, and it learns what does not matter.
+"""Augmentation: show each image a little differently every time, and the network learns what does not matter.
 
-A shifted 7 is a 7; a mirrored cat is a cat. (A mirrored 7 is nothing: which changes keep the label is knowledge about the
-data, so the defaults below differ.) A Vision Transformer needs this more than a convolutional network: that shifting
-an image changes nothing essential is built into a convolution, and a ViT must learn it from examples (Dosovitskiy et al.
-2021, section 3.1, "Inductive bias"; on how much augmentation is worth: Steiner et al. 2022, "How to train your ViT?").
+A shifted 7 is a 7; a mirrored cat is a cat. (A mirrored 7 is nothing: which changes keep the label is
+knowledge about the data, so the defaults below differ.) A Vision Transformer needs this more than a
+convolutional network: that shifting an image changes nothing essential is built into a convolution, and a ViT
+must learn it from examples (Dosovitskiy et al. 2021, section 3.1, "Inductive bias"; on how much augmentation
+is worth: Steiner et al. 2022, "How to train your ViT?").
 
-Random rotation, zoom and shift become one matrix an image and one bilinear warp (`kernels/warp.py`). Flips and crops
-move whole pixels, so they are exact. Pixels that come from beyond the border are 0, which before normalisation
-is the background of digits and the black frame of photos.
+Random rotation, zoom and shift become one matrix an image and one bilinear warp (`kernels/warp.py`). Flips
+and crops move whole pixels, so they are exact. Pixels that come from beyond the border are 0, which before
+normalisation is the background of digits and the black frame of photos.
 """
 
 from dataclasses import dataclass
@@ -37,16 +38,18 @@ class Augment:
     crop: int = 0
 
     def __post_init__(self):
-        for name, top in (("shift", np.inf), ("rotate", 180.000001), ("scale", 1)):
-            value = getattr(self, name)
-            if not 0 <= value < top:
-                bound = {"shift": "finite", "rotate": "at most 180 degrees", "scale": "below 1"}[name]
-                raise ValueError(f"Augment: {name} must be at least 0 and {bound}, got {value!r}")
-        if self.crop != int(self.crop) or self.crop < 0:
-            raise ValueError(f"Augment: crop must be a whole number of pixels, 0 or more, got {self.crop!r}")
+        ranges = {
+            "shift": (0 <= self.shift < np.inf, "at least 0 pixels, and finite"),
+            "rotate": (0 <= self.rotate <= 180, "in 0..180 degrees"),
+            "scale": (0 <= self.scale < 1, "at least 0 and below 1"),
+            "crop": (isinstance(self.crop, int) and self.crop >= 0, "a whole number of pixels, 0 or more"),
+        }
+        for name, (holds, must) in ranges.items():
+            if not holds:
+                raise ValueError(f"Augment: {name} must be {must}, got {getattr(self, name)!r}")
 
     def __call__(self, images, rng):
-        """`images` (B, h, w, C), uint8 or float32 -> changed copies, float32, in the same units; the input stays as it is.
+        """`images` (B, h, w, C), uint8 or float32 -> changed copies, float32, in the same units.
 
         `rng` is a `numpy.random.Generator`: the same images and generator state give the same result.
         """
@@ -54,7 +57,10 @@ class Augment:
         images = images.astype(np.float32)
         if self.shift or self.rotate or self.scale:
             angle, zoom, x, y = rng.uniform(-1, 1, (4, B))
-            images = warp(images, affine(h, w, self.rotate * angle, 1 + self.scale * zoom, self.shift * x, self.shift * y))
+            images = warp(
+                images,
+                affine(h, w, self.rotate * angle, 1 + self.scale * zoom, self.shift * x, self.shift * y),
+            )
         if self.crop:
             images = crop(images, self.crop, rng)
         if self.flip:
@@ -66,22 +72,24 @@ class Augment:
 def affine(height, width, rotate=0.0, zoom=1.0, shift_x=0.0, shift_y=0.0):
     """Matrices (B, 2, 3) float32 for `warp` that turn an image about its centre, zoom it, then move it.
 
-    Each argument is a number or an array (B,): `rotate` in degrees anticlockwise, `zoom` above 1 enlarges, `shift_x` moves
-    right and `shift_y` down, in pixels. With c the centre, R the rotation and t the shift, a point p goes to
-    q = c + zoom R (p - c) + t. The warp asks the other way round, where q comes from:
+    Each argument is a number or an array (B,): `rotate` in degrees anticlockwise, `zoom` above 1 enlarges,
+    `shift_x` moves right and `shift_y` down, in pixels. With c the centre, R the rotation and t the shift, a
+    point p goes to q = c + zoom R (p - c) + t. The warp asks the other way round, where q comes from:
 
         p = c + Rᵀ (q - c - t) / zoom
     """
-    rotate, zoom, tx, ty = np.broadcast_arrays(*(np.atleast_1d(a).astype(float) for a in (rotate, zoom, shift_x, shift_y)))
-    cx, cy = (width - 1) / 2, (height - 1) / 2                  # pixel centres lie at whole numbers
+    rotate, zoom, tx, ty = np.broadcast_arrays(
+        *(np.atleast_1d(a).astype(float) for a in (rotate, zoom, shift_x, shift_y))
+    )
+    cx, cy = (width - 1) / 2, (height - 1) / 2  # pixel centres lie at whole numbers
     cos, sin = np.cos(np.radians(rotate)) / zoom, np.sin(np.radians(rotate)) / zoom
     x_row = [cos, -sin, cx - cos * (cx + tx) + sin * (cy + ty)]
     y_row = [sin, cos, cy - sin * (cx + tx) - cos * (cy + ty)]
-    return np.array([x_row, y_row], np.float32).transpose(2, 0, 1).copy()       # (2, 3, B) -> (B, 2, 3)
+    return np.array([x_row, y_row], np.float32).transpose(2, 0, 1).copy()  # (2, 3, B) -> (B, 2, 3)
 
 
 def crop(images, margin, rng):
-    """Surround images (B, h, w, C) by `margin` zeros and cut (h, w) out at a random place in each; (B, h, w, C)."""
+    """Surround images (B, h, w, C) by `margin` zeros and cut (h, w) out of each at a random place."""
     B, h, w, _ = images.shape
     padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     out = np.empty_like(images)
@@ -90,7 +98,7 @@ def crop(images, margin, rng):
     return out
 
 
-# What keeps the label, by kind of data. The CIFAR row is the standard of He et al. 2016 (ResNet), section 4.2.
+# What keeps the label, by kind of data. The CIFAR row is that of He et al. 2016 (ResNet), section 4.2.
 AUGMENTS = {
     "none": Augment(),
     "digits": Augment(shift=0.5, rotate=8, scale=0.08),

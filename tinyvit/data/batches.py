@@ -1,9 +1,10 @@
 """Batches: the training set in a new order each epoch, a handful of images at a time.
 
-Order and augmentation depend on (seed, epoch, step) and on nothing else, in particular not on how many random numbers
-anyone drew before. So step 7 of epoch 3 is the same batch whether the run came to it from the start or from a
-checkpoint, and `start=7` resumes there without replaying the steps before. A single random stream, advanced from batch to
-batch, would have to be saved and restored to the exact draw; large-scale trainers go the same stateless way.
+Order and augmentation depend on (seed, epoch, step) and on nothing else, in particular not on how many random
+numbers anyone drew before. So step 7 of epoch 3 is the same batch whether the run came to it from the start
+or from a checkpoint, and `start=7` resumes there without replaying the steps before. A single random stream,
+advanced from batch to batch, would have to be saved and restored to the exact draw; large-scale trainers go
+the same stateless way.
 """
 
 import numpy as np
@@ -16,11 +17,11 @@ def batches(
 ):
     """Iterate over one epoch: yields `(images, labels)`, (B, h, w, C) float32 normalised and (B,) int64.
 
-    `mean`, `std` as in `Dataset`; `augment` an `Augment` or None. The last batch holds what remains, unless `drop_last`.
-    `start` is the first step to yield. For evaluation pass `shuffle=False` and no `augment`.
+    `mean`, `std` as in `Dataset`; `augment` an `Augment` or None. The last batch holds what remains, unless
+    `drop_last`. `start` is the first step to yield. For evaluation pass `shuffle=False` and no `augment`.
 
-    Raises at once, not at the first batch: DataError for an empty split (or one smaller than the batch, with `drop_last`),
-    ValueError for batch_size < 1 and for a negative seed, epoch or start.
+    Raises at once, not at the first batch: DataError for an empty split (or one smaller than the batch, with
+    `drop_last`), ValueError for batch_size < 1 and for a negative seed, epoch or start.
     """
     numbers = dict(batch_size=batch_size, seed=seed, epoch=epoch, start=start)
     for name, value in numbers.items():
@@ -31,7 +32,8 @@ def batches(
         raise DataError("batches needs a split with at least one image, got an empty one")
     if drop_last and len(split) < batch_size:
         raise DataError(
-            f"drop_last leaves no batch at all: {len(split)} images, batch_size {batch_size}; use a smaller batch_size"
+            f"drop_last needs at least one full batch of {batch_size} images, got {len(split)}; "
+            "use a smaller batch_size"
         )
     return _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, drop_last, start)
 
@@ -44,14 +46,14 @@ def steps_per_epoch(count, batch_size, drop_last=False):
 def order(count, seed, epoch):
     """The order of `count` images in one epoch: a permutation (count,), uniform over all of them.
 
-    Sorting random keys instead of calling `permutation`: NumPy promises to keep PCG64's raw output, so an old run
-    replays with a new NumPy.
+    Sorting random keys instead of calling `permutation`: NumPy promises to keep PCG64's raw output, so an old
+    run replays with a new NumPy.
     """
     return np.argsort(_bits(seed, epoch, 0).random_raw(count), kind="stable")
 
 
 def _bits(seed, epoch, stream):
-    """A random stream of its own for each (seed, epoch, stream): stream 0 shuffles, stream 1 + step augments."""
+    """A random stream for each (seed, epoch, stream): stream 0 shuffles, stream 1 + step augments."""
     return np.random.PCG64(np.random.SeedSequence([seed, epoch, stream]))
 
 

@@ -1,9 +1,9 @@
 """A data set is three piles of labelled images: one to learn from, one to choose by, one to report.
 
-*train* fits the weights. *validation* decides everything else: which learning rate, which epoch, which model. *test* is
-looked at once, at the end; a model chosen by its test score makes that score a boast. All five data sets of this package
-therefore come with a fixed validation pile, cut from the training images with the same share of every class, so that two
-people's numbers can be compared.
+*train* fits the weights. *validation* decides everything else: which learning rate, which epoch, which model.
+*test* is looked at once, at the end; a model chosen by its test score makes that score a boast. All five data
+sets of this package therefore come with a fixed validation pile, cut from the training images with the same
+share of every class, so that two people's numbers can be compared.
 
 Pixels stay uint8 until a batch is made: a quarter of float32's memory, and exactly what the file says.
 """
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FRESH = "get a fresh copy of it"
+
 
 class DataError(Exception):
     """Data that cannot be had or cannot be trusted: missing, damaged, or not of the format it should be."""
@@ -20,10 +22,11 @@ class DataError(Exception):
 
 @contextmanager
 def reading(path, what):
-    """Turn whatever a decoder raises on damaged bytes into a DataError that names the file and says what it must be.
+    """Turn whatever a decoder raises on damaged bytes into a DataError that says what `path` must be.
 
-    gzip, tarfile and Pillow together raise a dozen kinds of exception on hostile input (OSError, EOFError, zlib.error,
-    SyntaxError …). For the caller they mean one thing. DataErrors, which already say what is wrong, pass unchanged.
+    gzip, tarfile and Pillow together raise a dozen kinds of exception on hostile input (OSError, EOFError,
+    zlib.error, SyntaxError …). For the caller they mean one thing. DataErrors, which already say what is
+    wrong, pass unchanged.
     """
     try:
         yield
@@ -31,7 +34,7 @@ def reading(path, what):
         raise
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise DataError(f"{path} must be {what}, but cannot be read: {reason}; get a fresh copy of it") from error
+        raise DataError(f"{path} must be {what}, but cannot be read: {reason}; {FRESH}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,8 @@ class Split:
         images, labels = self.images, self.labels
         if images.ndim != 4 or images.dtype != np.uint8:
             raise DataError(
-                f"images must be uint8 of shape (M, height, width, C), got {images.dtype} of shape {images.shape}"
+                "images must be uint8 of shape (M, height, width, C), "
+                f"got {images.dtype} of shape {images.shape}"
             )
         if labels.shape != images.shape[:1] or labels.dtype != np.int64:
             raise DataError(
@@ -71,8 +75,9 @@ class Split:
 class Dataset:
     """Three splits, the names of their classes, and what `normalise` needs.
 
-    `mean` and `std` are one float a channel, of the training images scaled to [0, 1]; never of validation or test images,
-    which nothing may learn from. A channel that never varies has std 1. Make one with `Dataset.of`.
+    `mean` and `std` are one float a channel, of the training images scaled to [0, 1]; never of validation or
+    test images, which nothing may learn from. A channel that never varies has std 1. Make one with
+    `Dataset.of`.
     """
 
     name: str
@@ -97,14 +102,15 @@ class Dataset:
 
     def __repr__(self):
         sizes = ", ".join(f"{part} {len(getattr(self, part))}" for part in ("train", "validation", "test"))
-        return f"Dataset({self.name!r}, {len(self.classes)} classes, images {self.train.images.shape[1:]}, {sizes})"
+        shape = self.train.images.shape[1:]
+        return f"Dataset({self.name!r}, {len(self.classes)} classes, images {shape}, {sizes})"
 
 
 def channel_statistics(images):
-    """Mean and standard deviation a channel of uint8 images (M, h, w, C) scaled to [0, 1]: two tuples of C floats.
+    """Mean and standard deviation by channel of uint8 images (M, h, w, C) scaled to [0, 1]: C floats each.
 
-    Summed in whole numbers, a thousand images at a time: exact, the same on every machine, and never the whole set as
-    float64, which for CIFAR-10 would be a gigabyte.
+    Summed in whole numbers, a thousand images at a time: exact, the same on every machine, and never the
+    whole set as float64, which for CIFAR-10 would be a gigabyte.
     """
     C = images.shape[-1]
     count = images.size // C
@@ -113,11 +119,11 @@ def channel_statistics(images):
     total, squares = np.zeros(C, np.int64), np.zeros(C, np.int64)
     for start in range(0, len(images), 1000):
         chunk = images[start : start + 1000]
-        x = chunk.reshape(len(chunk), -1).astype(np.uint32)     # 1000 · 255² fits
+        x = chunk.reshape(len(chunk), -1).astype(np.uint32)  # 1000 · 255² fits
         total += x.sum(axis=0).reshape(-1, C).sum(axis=0, dtype=np.int64)
         squares += (x * x).sum(axis=0).reshape(-1, C).sum(axis=0, dtype=np.int64)
-    mean = total / count
-    variance = squares / count - mean**2                        # E[x²] - E[x]²
+    mean = total / count  # in grey levels, 0..255
+    variance = squares / count - mean**2  # E[x²] - E[x]²
     std = np.sqrt(np.where(variance > 1e-6, variance, 255.0**2))
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
@@ -137,12 +143,13 @@ def normalise(images, mean, std):
 def stratified(labels, sizes, seed=0):
     """Cut M labelled samples into parts of the given `sizes`, each with about the same share of every class.
 
-    `labels` (M,) integers; `sizes` sum to M. Returns one sorted index array a part; together they hold each index once. In
-    every part a class's count is within 2 of its exact share. The same seed gives the same cut on every platform: it rests
-    on the raw output of PCG64 (O'Neill 2014), which NumPy promises to keep, and not on `permutation`, which it does not.
+    `labels` (M,) integers; `sizes` sum to M. Returns one sorted index array a part; together they hold each
+    index once. In every part a class's count is within 2 of its exact share. The same seed gives the same cut
+    on every platform: it rests on the raw output of PCG64 (O'Neill 2014), which NumPy promises to keep, and
+    not on `permutation`, which it does not.
 
-    How: shuffle, give the k-th of a class's n samples the position (k + ½)/n, and sort by position. Any stretch of that
-    order then holds every class in proportion, as a well-shuffled deck dealt in turns.
+    How: shuffle, give the k-th of a class's n samples the position (k + ½)/n, and sort by position. Any
+    stretch of that order then holds every class in proportion, as a well-shuffled deck dealt in turns.
     """
     labels = np.asarray(labels)
     if sum(sizes) != len(labels) or min(sizes) < 0:

@@ -1,7 +1,9 @@
-"""Handwritten digits, 8x8 pixels, inside the package: something real to train on in seconds, without a download.
+"""Handwritten digits, 8x8 pixels, inside the package: something real to train on in seconds, without a
+download.
 
-The test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998): 1,797 images with 17 grey
-levels, each level the number of ink pixels in a 4x4 block of a 32x32 scan. Source and licence: `digits-LICENCE.txt`.
+The test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998): 1,797 images
+with 17 grey levels, each level the number of ink pixels in a 4x4 block of a 32x32 scan. Source and licence:
+`digits-LICENCE.txt`.
 """
 
 from pathlib import Path
@@ -11,16 +13,17 @@ import numpy as np
 from tinyvit.data.dataset import DataError, Dataset, Split, stratified
 
 FILE = Path(__file__).with_name("digits.npz")
-SIZES = (1197, 240, 360)                                        # train, validation, test
+SIZES = (1197, 240, 360)  # train, validation, test
 
 
 def load_digits():
-    """1,197 training, 240 validation and 360 test images, (8, 8, 1) uint8; ten classes, balanced in each part.
+    """1,197 training, 240 validation and 360 test images, (8, 8, 1) uint8; ten classes, balanced in each
+    part.
 
     The grey levels 0..16 are scaled to 0..255 and rounded. The cut into three is ours, stratified and fixed.
 
-    All 1,797 images come from the same 13 writers, and each part holds images of all of them. So the test score says how
-    well a model reads *known* hands; for a stranger's hand expect less.
+    All 1,797 images come from the same 13 writers, and each part holds images of all of them. So the test
+    score says how well a model reads *known* hands; for a stranger's hand expect less.
     """
     try:
         with np.load(FILE, allow_pickle=False) as arrays:

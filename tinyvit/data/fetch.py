@@ -1,8 +1,9 @@
 """`load`: find a data set on this computer, or download it, and believe nothing before it is checked.
 
-Search order: the `root` argument, the folder in the environment variable TINYVIT_DATA, the cache, the mirrors. Your own
-files (the first two) must have the right format; if they are another version of the data, a warning says so. What was
-downloaded must be the original, byte for byte: over the network, a wrong file is an accident or an attack.
+Search order: the `root` argument, the folder in the environment variable TINYVIT_DATA, the cache, the
+mirrors. Your own files (the first two) must have the right format; if they are another version of the data, a
+warning says so. What was downloaded must be the original, byte for byte: over the network, a wrong file is an
+accident or an attack.
 
 A download goes to a temporary name, is read and checked there, and then takes its final name in one step
 (`os.replace`). Whatever happens before that, a power cut or Ctrl-C, leaves no file that counts.
@@ -21,7 +22,7 @@ from tinyvit.data.idx import header
 from tinyvit.data.sources import SOURCES
 
 NAMES = ("digits", *SOURCES)
-TIMEOUT = 30                                # seconds without a byte before a mirror is given up
+TIMEOUT = 30  # seconds without a byte before a mirror is given up
 
 
 def load(name, *, root=None, download=True, image_size=None):
@@ -33,21 +34,23 @@ def load(name, *, root=None, download=True, image_size=None):
         cifar10     45,000 / 5,000 / 10,000 images, 32x32x3, ten classes
         cifar100    the same sizes, a hundred classes
 
-    (train / validation / test). `root` is a folder to look in first; `download=False` keeps off the network. A path
-    (`load("pets")`, `load("pets", image_size=32)`) reads a folder with one sub-folder a class, see `data/folder.py`.
+    (train / validation / test). `root` is a folder to look in first; `download=False` keeps off the network.
+    A path (`load("pets")`, `load("pets", image_size=32)`) reads a folder with one sub-folder a class, see
+    `data/folder.py`.
 
-    Raises DataError for whatever is wrong: an unknown name, a file that cannot be had, is damaged, or is not what it claims.
+    Raises DataError for whatever is wrong: an unknown name, a file that cannot be had, is damaged, or is not
+    what it claims.
     """
     if name == "digits" or name in SOURCES:
         if image_size is not None:
-            raise DataError(f"image_size is for folders of images; the images of {name} have one size already")
+            raise DataError(f"image_size is for folders of images; those of {name} have one size already")
         return load_digits() if name == "digits" else _load_source(name, SOURCES[name], root, download)
     if Path(name).is_dir():
         return load_folder(name, image_size)
     near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise DataError(
-        f"the data set must be one of {', '.join(NAMES)}, or a folder with one sub-folder of images a class; got "
-        f"{str(name)!r}, which is neither" + (f". Did you mean {near[0]!r}?" if near else "")
+        f"the data set must be one of {', '.join(NAMES)}, or a folder with one sub-folder of images a class; "
+        f"got {str(name)!r}, which is neither" + (f". Did you mean {near[0]!r}?" if near else "")
     )
 
 
@@ -64,15 +67,16 @@ def _load_source(name, source, root, download):
         path = _find(file, source, _own_folders(root))
         if path:
             found = file.read(path)
-            foreign += _other_version(found, source, name, path)
+            foreign += [(path.parent, content) for content in _other_version(found, source, name, path)]
         else:
             found = _from_cache(name, source, file, root, download)
         contents |= found
     if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        folder, content = foreign[0]
+        more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
         warnings.warn(
-            f"{name}: {path.parent} holds another version than the original ({foreign[0]}{more} differ); "
-            "results may differ too",
+            f"{name}: {folder} holds another version than the original ({content}{more}); "
+            "the format is right, but scores may not compare",
             stacklevel=3,
         )
     (images, labels), (test_images, test_labels) = source.assemble(contents)
@@ -83,7 +87,7 @@ def _load_source(name, source, root, download):
     )
 
 
-# --- on this computer ---------------------------------------------------------------------------------------------------
+# --- on this computer ---------------------------------------------------------------------------------
 
 
 def _own_folders(root):
@@ -96,7 +100,7 @@ def _own_folders(root):
 
 
 def _find(file, source, folders):
-    """The first place that has the file; in each folder first the sub-folders that carry the data set's name."""
+    """The first place that has the file; of each folder first the sub-folders with the data set's name."""
     for folder in folders:
         for place in (*source.folders, "."):
             for name in (file.name, file.unpacked):
@@ -110,7 +114,7 @@ def _from_cache(name, source, file, root, download):
     if path.is_file():
         try:
             return _read_original(file, path, source)
-        except DataError:                   # damaged on disk: fetch it again
+        except DataError:  # damaged on disk: fetch it again
             if not download:
                 raise
     if download:
@@ -118,11 +122,11 @@ def _from_cache(name, source, file, root, download):
     raise _missing(name, source, file, root, ["download=False: no mirror was asked"])
 
 
-# --- is it the original? ------------------------------------------------------------------------------------------------
+# --- is it the original? ------------------------------------------------------------------------------
 
 
 def _digest(array, algorithm):
-    """Checksum of the decompressed file that the array was read from. Of an IDX file the header counts too."""
+    """Checksum of the decompressed file that the array was read from; an IDX file's header counts too."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     digest.update(header(array.shape) if _is_idx(array) else b"")
     digest.update(array.data)
@@ -130,7 +134,7 @@ def _digest(array, algorithm):
 
 
 def _is_idx(array):
-    return array.ndim != 2                  # images have three dimensions, labels one; CIFAR's records two
+    return array.ndim != 2  # images have three dimensions, labels one; CIFAR's records two
 
 
 def _matches(array, checksum):
@@ -142,31 +146,37 @@ def _read_original(file, path, source):
     found = file.read(path)
     for content, array in found.items():
         if not _matches(array, source.checksums[content]):
-            raise DataError(f"{path} is not the original: {content} must have checksum {source.checksums[content]}")
+            raise DataError(
+                f"{path} is not the original: {content} must have checksum {source.checksums[content]}"
+            )
     return found
 
 
 def _other_version(found, source, name, path):
-    """Which of the user's contents differ from the original. DataError where they are another data set's originals:
-    MNIST and Fashion-MNIST use the same file names."""
-    differing = [content for content, array in found.items() if not _matches(array, source.checksums[content])]
+    """Which of the user's contents differ from the original.
+
+    Raises DataError where one is another data set's original: MNIST and Fashion-MNIST share their file names.
+    """
+    differing = [content for content in found if not _matches(found[content], source.checksums[content])]
     for content in differing:
         for other in SOURCES.keys() - {name}:
             checksum = SOURCES[other].checksums.get(content)
             if checksum and _matches(found[content], checksum):
-                raise DataError(f"{path} must hold {name}, but is {other}'s; put each data set in a folder of its name")
+                raise DataError(
+                    f"{path} must hold {name}, but is {other}'s; put each data set in a folder of its name"
+                )
     return differing
 
 
-# --- from the network ---------------------------------------------------------------------------------------------------
+# --- from the network ---------------------------------------------------------------------------------
 
 
 def _download(name, source, file, path, root):
-    """Ask the mirrors in turn; the first original is kept and read. DataError with every mirror's answer if none has it."""
+    """Ask the mirrors in turn; keep and read the first original. DataError with all answers otherwise."""
     from pooch import HTTPDownloader
 
     fetch = HTTPDownloader(progressbar=True, timeout=TIMEOUT)
-    part = path.with_name(f"{file.name}.{os.getpid()}.part")    # never searched for; its name is this process's own
+    part = path.with_name(f"{file.name}.{os.getpid()}.part")  # a name that no search looks for
     answers = []
     for mirror in source.mirrors:
         url = mirror + file.name
@@ -178,7 +188,7 @@ def _download(name, source, file, path, root):
             return found
         except DataError as error:
             answers.append(f"{url}: {str(error).replace(str(part), 'the file sent')}")
-        except OSError as error:                                # requests' exceptions are OSErrors too
+        except OSError as error:  # requests' exceptions are OSErrors too
             answers.append(f"{url}: {_reason(error, path)}")
         finally:
             part.unlink(missing_ok=True)
@@ -201,16 +211,17 @@ def _reason(error, path):
         return "no connection; is this computer online?"
     if isinstance(error, exceptions.RequestException):
         return str(error)
-    return f"cannot write to {path.parent}: {error.strerror or error}"          # disk full, no permission
+    return f"cannot write to {path.parent}: {error.strerror or error}"  # disk full, no permission
 
 
 def _missing(name, source, file, root, answers):
     looked = [*_own_folders(root), cache_folder() / name]
     lines = [
-        f"{name}: {file.name} (or, unpacked, {file.unpacked}) must be on this computer or be downloaded; it could not be had",
+        f"{name}: {file.name} (or, unpacked, {file.unpacked}) must be on this computer or be downloaded, "
+        "and could not be had",
         "looked in " + ", ".join(map(str, looked)),
         *answers,
-        f"download it elsewhere, for instance from {source.mirrors[-1]}{file.name}, and set TINYVIT_DATA to its folder; "
-        "`digits` needs no download",
+        f"download it elsewhere, for instance from {source.mirrors[-1]}{file.name}, and set TINYVIT_DATA "
+        "to its folder; `digits` needs no download",
     ]
     return DataError("\n  ".join(lines))

@@ -3,8 +3,8 @@
     pets/cat/*.jpg   pets/dog/*.jpg                             cut 80 / 10 / 10 into train, validation, test
     pets/train/cat/*.jpg   …   pets/test/cat/*.jpg              or already cut; val/ or validation/ too
 
-Everything is decoded once and kept as uint8 in memory: simple, and right for some ten thousand small images. For millions
-of photos one decodes in background processes, from disk, epoch after epoch.
+Everything is decoded once and kept as uint8 in memory: simple, and right for some ten thousand small images.
+For millions of photos one decodes in background processes, from disk, epoch after epoch.
 """
 
 import warnings
@@ -12,31 +12,33 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit.data.dataset import DataError, Dataset, Split, stratified
+from tinyvit.data.dataset import DataError, Dataset, Split, reading, stratified
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-GREY = {"1", "L", "LA", "I", "I;16", "F"}                       # Pillow's names for one channel of light
-ORIENTATION = 0x0112                                            # EXIF: how the camera was held; 5 to 8 is sideways
+GREY = ("1", "L", "I", "F")  # how Pillow's names for one channel of light begin: L, LA, I;16 …
+ORIENTATION = 0x0112  # EXIF: how the camera was held; 5 to 8 is sideways
 PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
 def load_folder(path, image_size=None):
     """A Dataset from a folder of images; classes are the sub-folders' names, sorted.
 
-    Images are (h, w, 1) if every file is greyscale, else (h, w, 3). `image_size` resizes all to that height and width
-    (bilinear, not keeping the aspect ratio); without it all must agree. The cut into parts is fixed and stratified; of a
-    folder with train/ only what is missing is cut from it, a tenth each. Of an animation the first frame counts.
+    Images are (h, w, 1) if every file is greyscale, else (h, w, 3). `image_size` resizes all to that height
+    and width (bilinear, not keeping the aspect ratio); without it all must agree. The cut into parts is fixed
+    and stratified; of a folder with train/ only what is missing is cut from it, a tenth each. Of an animation
+    the first frame counts; transparency is dropped; a photo taken sideways is turned.
 
-    Raises DataError, naming files, for: no images, fewer than two classes, an empty class, a class of test/ that
-    train/ lacks, unreadable images (all of them, in one error), images above Pillow's decompression-bomb limit,
-    and differing sizes without `image_size`.
+    Raises DataError, naming files, for: no images, fewer than two classes, an empty class, a class of test/
+    that train/ lacks, unreadable images (all of them, in one error), images above Pillow's decompression-bomb
+    limit, and differing sizes without `image_size`.
     """
     path = Path(path)
     if image_size is not None and not (isinstance(image_size, int) and image_size >= 1):
         raise DataError(f"image_size must be a whole number of pixels from 1 up, got {image_size!r}")
-    folders = _part_folders(path)
-    classes = _classes(folders.get("train", path))
-    files = {part: _files(folder, classes) for part, folder in folders.items()} or {"all": _files(path, classes)}
+    with reading(path, "a folder with one sub-folder of images a class"):
+        folders = _part_folders(path) or {"all": path}
+        classes = _classes(folders.get("train", path))
+        files = {part: _files(folder, classes) for part, folder in folders.items()}
     arrays = _decode([file for part in files.values() for file, _ in part], image_size)
     parts, start = {}, 0
     for part, listed in files.items():
@@ -48,25 +50,36 @@ def load_folder(path, image_size=None):
 
 
 def _subfolders(path):
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    return [p for p in _sorted(path) if p.is_dir() and not p.name.startswith((".", "__"))]
 
 
 def _images(path):
-    return sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return [p for p in _sorted(path) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+
+
+def _sorted(path):
+    """By name, letter case counting: paths themselves sort differently on Windows."""
+    return sorted(path.iterdir(), key=lambda p: p.name)
 
 
 def _part_folders(path):
-    """{part: folder} where the folder is already cut, else {}. A class may be called "train" too: it holds images."""
-    found = {PARTS[p.name]: p for p in _subfolders(path) if p.name in PARTS and _subfolders(p) and not _images(p)}
+    """{part: folder} where the folder is already cut, else {}. A class called "train" holds images itself."""
+    found = {
+        PARTS[p.name]: p for p in _subfolders(path) if p.name in PARTS and _subfolders(p) and not _images(p)
+    }
     return found if "train" in found else {}
 
 
 def _classes(path):
     classes = tuple(p.name for p in _subfolders(path))
     if not classes and _images(path):
-        raise DataError(f"{path}: images must lie in one sub-folder a class, as in {path / 'cat' / _images(path)[0].name}")
+        raise DataError(
+            f"{path}: images must lie in one sub-folder a class, as in {path / 'cat' / _images(path)[0].name}"
+        )
     if len(classes) < 2:
-        raise DataError(f"{path}: must have at least two sub-folders, one a class; got {', '.join(classes) or 'none'}")
+        raise DataError(
+            f"{path}: must have at least two sub-folders, one a class; got {', '.join(classes) or 'none'}"
+        )
     return classes
 
 
@@ -79,19 +92,22 @@ def _files(path, classes):
     for label, name in enumerate(classes):
         images = _images(path / name) if (path / name).is_dir() else []
         if not images:
-            raise DataError(f"{path / name}: each class needs at least one image ({', '.join(sorted(SUFFIXES))}), got none")
+            raise DataError(
+                f"{path / name}: each class needs at least one image, got none "
+                f"with a name that ends in {', '.join(sorted(SUFFIXES))}"
+            )
         listed += [(image, label) for image in images]
     return listed
 
 
 def _decode(files, image_size):
-    """All images as one array (M, h, w, C). First every header is read, so that a wrong set costs no decoding."""
+    """All images as one array (M, h, w, C). All headers are read first: a wrong set costs no decoding."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         headers = _each(files, lambda file: _header(file, Image))
-        channels = "L" if all(mode in GREY for _, mode in headers) else "RGB"
+        channels = "L" if all(mode.startswith(GREY) and mode != "LAB" for _, mode in headers) else "RGB"
         size = (image_size, image_size) if image_size else _common_size(files, [size for size, _ in headers])
         images = _each(files, lambda file: _pixels(file, size, channels, Image))
     stacked = np.stack(images)
@@ -104,13 +120,13 @@ def _each(files, function):
     for file in files:
         try:
             results.append(function(file))
-        except Exception as error:                              # decoders raise anything at all on hostile bytes
+        except Exception as error:  # decoders raise anything at all on hostile bytes
             broken.append(f"{file} ({str(error) or type(error).__name__})")
     if broken:
         more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise DataError(
-            f"all images must be readable, {len(broken)} of {len(files)} are not: {'; '.join(broken[:5])}{more}. "
-            "Remove or replace them"
+            f"all images must be readable, {len(broken)} of {len(files)} are not: "
+            f"{'; '.join(broken[:5])}{more}. Remove or replace them"
         )
     return results
 
@@ -125,7 +141,7 @@ def _pixels(file, size, mode, Image):
     from PIL import ImageOps
 
     with Image.open(file) as image:
-        if image.mode == "I;16":                                # 16-bit grey: keep the upper 8 bits
+        if image.mode.startswith("I;16"):  # 16-bit grey: keep the upper 8 bits
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = ImageOps.exif_transpose(image).convert(mode)
         if image.size != size:

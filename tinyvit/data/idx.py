@@ -4,9 +4,9 @@
     offset 4    d1 … dn            each a big-endian uint32
     then        d1 · … · dn bytes, last dimension fastest
 
-A reader that believes the header can be made to allocate 2⁶⁴ bytes by a file of twenty. We know which data set we want, so
-the header must say exactly that, and then exactly so many bytes must follow: a gzip bomb is left unread after the
-first byte too many.
+A reader that believes the header can be made to allocate 2⁶⁴ bytes by a file of twenty. We know which data
+set we want, so the header must say exactly that, and then exactly so many bytes must follow: a gzip bomb is
+left unread after the first byte too many.
 """
 
 import gzip
@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from tinyvit.data.dataset import DataError, reading
+from tinyvit.data.dataset import FRESH, DataError, reading
 
 CHUNK = 1 << 20
 
@@ -25,7 +25,7 @@ def header(shape):
 
 
 def read_idx(path, shape):
-    """The uint8 array of exactly `shape` that an IDX file holds; gzipped or raw, told apart by its first bytes.
+    """The uint8 array of exactly `shape` that an IDX file holds. Gzipped or raw is told by the first bytes.
 
     Raises DataError, naming the file, for another magic, type or shape, and for a byte too few or too many.
     """
@@ -37,11 +37,13 @@ def read_idx(path, shape):
 
 
 def read_labels(path, count, classes):
-    """The `count` labels of an IDX file, uint8 (count,). Raises DataError like `read_idx`, and for a label >= `classes`."""
+    """The `count` labels of an IDX file, uint8. DataError as in `read_idx`, and for a label >= `classes`."""
     labels = read_idx(path, (count,))
     if labels.max() >= classes:
         where = int(np.argmax(labels >= classes))
-        raise DataError(f"{path}: labels must lie in 0..{classes - 1}, got {labels[where]} at position {where}")
+        raise DataError(
+            f"{path}: labels must lie in 0..{classes - 1}, got {labels[where]} at position {where}; {FRESH}"
+        )
     return labels
 
 
@@ -51,10 +53,14 @@ def read_exactly(stream, data, path):
     while got < len(data):
         count = stream.readinto(view[got : got + CHUNK])
         if not count:
-            raise DataError(f"{path} is cut off: {len(data):,} bytes of data must follow its header, got {got:,}")
+            raise DataError(
+                f"{path} is cut off: {len(data):,} bytes of data must follow its header, got {got:,}; {FRESH}"
+            )
         got += count
-    if stream.read(1):                      # at the end, this is also where gzip compares its checksum
-        raise DataError(f"{path} is too long: {len(data):,} bytes of data must follow its header, and there are more")
+    if stream.read(1):  # at the end, this is also where gzip compares its checksum
+        raise DataError(
+            f"{path} is too long: {len(data):,} bytes of data must follow its header, got more; {FRESH}"
+        )
 
 
 def _open(path):
@@ -71,19 +77,14 @@ def _check_header(head, shape, path):
     expected = header(shape)
     if head == expected:
         return
-    if head[:2] != b"\0\0" or len(head) < 4:
-        raise DataError(f"{path} is no IDX file: it must start with the bytes 0 0 8 {len(shape)}, got {_bytes(head[:4])}")
-    if head[2] != 8:
-        raise DataError(f"{path}: IDX type code must be 8 (unsigned bytes), got {head[2]}")
-    if head[3] != len(shape) or len(head) < len(expected):
-        raise DataError(f"{path}: must have {len(shape)} dimensions, got {head[3]}, in {len(head)} header bytes")
+    if head[:4] != expected[:4]:
+        got = " ".join(map(str, head[:4])) or "nothing"
+        raise DataError(
+            f"{path} must start with the bytes 0 0 8 {len(shape)} (IDX, unsigned bytes, dimensions), "
+            f"got {got}; {FRESH}"
+        )
+    if len(head) < len(expected):
+        raise DataError(f"{path} is cut off within its header of {len(expected)} bytes; {FRESH}")
     dims = [int.from_bytes(head[i : i + 4], "big") for i in range(4, len(head), 4)]
-    raise DataError(f"{path}: must hold {_times(shape)} bytes, but its header says {_times(dims)}")
-
-
-def _bytes(data):
-    return " ".join(map(str, data)) or "nothing"
-
-
-def _times(dims):
-    return " x ".join(map(str, dims))
+    must, says = (" x ".join(map(str, d)) for d in (shape, dims))
+    raise DataError(f"{path} must hold {must} bytes, but its header says {says}; {FRESH}")

@@ -1,7 +1,7 @@
 """Where the four public data sets come from, and how to know that a file is the right one.
 
-Each file's *decompressed content* has a checksum here, so that any mirror, any recompression and any unpacked copy can be
-checked against the one original.
+Each file's *decompressed content* has a checksum here, so that any mirror, any recompression and any unpacked
+copy can be checked against the one original.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,9 @@ from tinyvit.data.idx import read_idx, read_labels
 class File:
     """One file to find or to download.
 
-    `name` is its name at the mirrors; `unpacked` the name of its unpacked form, of an archive the first member's.
-    `read(path)` checks the format in full and returns {content name: uint8 array}; it raises DataError.
+    `name` is its name at the mirrors; `unpacked` the name of its unpacked form, of an archive the first
+    member's. `read(path)` checks the format in full and returns {content name: uint8 array}; it raises
+    DataError.
     """
 
     name: str
@@ -31,8 +32,9 @@ class File:
 class Source:
     """A public data set: its files, their checksums, their homes, and how to assemble them.
 
-    `folders` are the sub-folder names to look in. `checksums` maps a content name to "algorithm:hex" of the decompressed
-    bytes. `assemble(contents)` returns ((images, labels) of training, of test). `validation` images are cut from training.
+    `folders` are the sub-folder names to look in. `checksums` maps a content name to "algorithm:hex" of the
+    decompressed bytes. `assemble(contents)` returns ((images, labels) of training, of test). `validation`
+    images are cut from training.
     """
 
     classes: tuple[str, ...]
@@ -54,13 +56,20 @@ def idx_source(classes, checksums, mirrors, folders, train=60_000, test=10_000, 
 
     def assemble(contents):
         images, labels, test_images, test_labels = (contents[name] for name in IDX_NAMES)
-        return (images[..., None], labels.astype(np.int64)), (test_images[..., None], test_labels.astype(np.int64))
+        return (images[..., None], labels.astype(np.int64)), (
+            test_images[..., None],
+            test_labels.astype(np.int64),
+        )
 
     files = tuple(file(name, test if "t10k" in name else train) for name in IDX_NAMES)
-    return Source(classes, files, dict(zip(IDX_NAMES, checksums, strict=True)), mirrors, folders, assemble, validation)
+    return Source(
+        classes, files, dict(zip(IDX_NAMES, checksums, strict=True)), mirrors, folders, assemble, validation
+    )
 
 
-def cifar_source(classes, archive, folder, train, test, label_bytes, checksums, mirrors, folders, validation=5_000):
+def cifar_source(
+    classes, archive, folder, train, test, label_bytes, checksums, mirrors, folders, validation=5_000
+):
     """One archive of record files. `train` and `test` map member names to numbers of records."""
     members = train | test
 
@@ -71,20 +80,29 @@ def cifar_source(classes, archive, folder, train, test, label_bytes, checksums, 
         return [split_records([contents[name] for name in part], label_bytes) for part in (train, test)]
 
     files = (File(archive, next(iter(members)), read),)
-    return Source(classes, files, dict(zip(members, checksums, strict=True)), mirrors, folders, assemble, validation)
+    return Source(
+        classes, files, dict(zip(members, checksums, strict=True)), mirrors, folders, assemble, validation
+    )
 
 
-IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
-# The original host throttles: 55 kB/s, which is an hour for the archive (github.com/pytorch/vision/issues/9536). So the
-# mirror comes first; with the members' checksums it does not matter who sends them.
+# The original host throttles: 55 kB/s, which is an hour for the archive
+# (github.com/pytorch/vision/issues/9536). So the mirror comes first; with the members' checksums it does not
+# matter who sends them.
 CIFAR_MIRRORS = (
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/",
     "https://www.cs.toronto.edu/~kriz/",
 )
 
 SOURCES = {
-    # LeCun, Cortes and Burges 1998. SHA-256 of the decompressed files, computed from a copy whose MD5s are the published ones.
+    # LeCun, Cortes and Burges 1998. SHA-256 of the decompressed files, computed from a copy whose MD5s are
+    # the published ones.
     "mnist": idx_source(
         tuple("0123456789"),
         (
@@ -99,10 +117,21 @@ SOURCES = {
         ),
         ("mnist", "MNIST/raw"),
     ),
-    # Xiao, Rasul and Vollgraf 2017 (MIT licence). Published MD5s of the decompressed files. MD5 no longer withstands a
-    # forger who makes both files, but a second file with a given MD5 nobody can make.
+    # Xiao, Rasul and Vollgraf 2017 (MIT licence). Published MD5s of the decompressed files. MD5 no longer
+    # withstands a forger who makes both files, but a second file with a given MD5 nobody can make.
     "fashion": idx_source(
-        ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+        (
+            "T-shirt/top",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ),
         (
             "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
             "md5:9018921c3c673c538a1fc5bad174d6f9",
@@ -136,13 +165,14 @@ SOURCES = {
     ),
     "cifar100": cifar_source(
         tuple(
-            """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-            castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
-            elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
-            man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
-            pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
-            skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
-            tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
+            """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+            butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+            crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+            lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+            oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+            possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+            spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+            train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
         ),
         "cifar-100-binary.tar.gz",
         "cifar-100-binary",

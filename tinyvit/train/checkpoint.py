@@ -57,7 +57,8 @@ def write_atomically(path, content):
 def save(path, tensors, metadata):
     """Write {name: array} and a JSON-able dict as one safetensors file, atomically."""
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    header = {"format": FORMAT, "sha256": _digest(tensors), "tinyvit": json.dumps(metadata)}
+    about = json.dumps(metadata)
+    header = {"format": FORMAT, "sha256": _digest(tensors, about), "tinyvit": about}
     write_atomically(path, safetensors.numpy.save(tensors, header))
 
 
@@ -75,13 +76,14 @@ def load(path):
     if header.get("format") != FORMAT:
         found = header.get("format", "none")
         raise CheckpointError(f"{path} must carry the format mark {FORMAT!r}, found {found!r}: not written by this version")
-    if header.get("sha256") != _digest(tensors):
+    about = header.get("tinyvit", "")
+    if header.get("sha256") != _digest(tensors, about):
         raise CheckpointError(f"{path} is damaged: its content does not match the hash stored with it")
-    return tensors, json.loads(header["tinyvit"])
+    return tensors, json.loads(about)
 
 
-def _digest(tensors):
-    digest = hashlib.sha256()
+def _digest(tensors, about):
+    digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"{name} {array.dtype} {array.shape};".encode())

@@ -1,0 +1,102 @@
+"""The package reads as a book: a file imports only from files above it, and each opens with its thesis."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import tinyvit
+
+PACKAGE = Path(tinyvit.__file__).parent
+
+# The order in which to read. A folder stands for its files, which have an order of their own (below).
+ORDER = (
+    "tensor gradcheck tape kernels ops functional nn optim models data train classifier interpret viz cli __init__ __main__"
+).split()
+INSIDE = {
+    "kernels": "backend update elementary softmax layernorm gelu cross_entropy matmul attention im2col warp __init__".split(),
+    "models": "vit __init__".split(),
+    "data": "dataset idx cifar folder digits sources fetch augment batches __init__".split(),
+    "train": "recipes shards checkpoint loop __init__".split(),
+}
+# cli is the one reader of `tinyvit` as a whole: it uses the public names, as a user would.
+ENTRANCES = {"cli", "__main__"}
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def place(module):
+    """(chapter, section) of a dotted module name below tinyvit, as numbers to compare."""
+    chapter, *rest = module.split(".")
+    sections = INSIDE.get(chapter, [])
+    return ORDER.index(chapter), sections.index(rest[0]) if rest and rest[0] in sections else len(sections)
+
+
+def imported_modules(path):
+    """The modules of tinyvit that a file imports, at any depth (inside functions too)."""
+    package = path.relative_to(PACKAGE).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] == "tinyvit":
+                    yield name.name.removeprefix("tinyvit").lstrip(".") or "__init__"
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(("tinyvit", *package[: len(package) - node.level + 1], *filter(None, [base])))
+            if base == "tinyvit":
+                yield from (n.name if n.name in ORDER else "__init__" for n in node.names)
+            elif base.startswith("tinyvit."):
+                inner = base.removeprefix("tinyvit.")
+                for name in node.names:
+                    yield f"{inner}.{name.name}" if name.name in INSIDE.get(inner, ()) else inner
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_upwards(file):
+    module = file.removesuffix(".py").replace("/", ".")
+    if module in ENTRANCES:
+        return
+    mine = place(module)
+    for other in imported_modules(PACKAGE / file):
+        assert place(other) < mine, f"{file} imports {other}, which a reader has not seen yet"
+
+
+def test_the_order_names_every_file():
+    for file in FILES:
+        chapter, *rest = file.removesuffix(".py").split("/")
+        assert chapter in ORDER, f"{file} has no place in the reading order"
+        assert not rest or rest[0] in INSIDE[chapter], f"{file} has no place in its folder's order"
+
+
+def test_the_table_of_contents_is_in_this_order():
+    contents = [line.split()[0] for line in tinyvit.__doc__.splitlines() if line.startswith("    ") and "  " in line[4:]]
+    chapters = [name.removesuffix(".py").rstrip("/") for name in contents]
+    assert chapters == [name for name in ORDER if not name.startswith("__")]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_each_file_opens_with_its_thesis(file):
+    text = (PACKAGE / file).read_text(encoding="utf-8")
+    doc = ast.get_docstring(ast.parse(text))
+    assert doc and len(doc.splitlines()[0]) > 20, f"{file} must open with a docstring that says what it teaches"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_stay_short(file):
+    """A file that outgrows this becomes a folder of the same name."""
+    assert len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_public_names_have_docstrings():
+    for name in tinyvit.__all__:
+        thing = getattr(tinyvit, name)
+        assert isinstance(thing, dict) or (thing.__doc__ or "").strip(), f"tinyvit.{name} needs a docstring"
+
+
+def test_importing_is_light():
+    """`import tinyvit` loads neither matplotlib nor the download and image libraries."""
+    import subprocess
+    import sys
+
+    code = "import sys, tinyvit; print(*sorted({'matplotlib', 'pooch', 'PIL', 'requests', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == ""

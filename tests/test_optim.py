@@ -1,0 +1,138 @@
+"""Optimisers: the equations by hand, the flat buffer, the schedule."""
+
+import numpy as np
+import pytest
+
+from tinyvit import functional, nn, optim, vit
+
+rng = np.random.default_rng(0)
+
+
+class Two(nn.Module):
+    """A bias that does not decay, defined before a matrix that does."""
+
+    def __init__(self):
+        self.bias = nn.Parameter(np.array([1.0, -2.0], np.float32))
+        self.matrix = nn.Parameter(np.array([[3.0], [4.0]], np.float32), decay=True)
+
+
+def test_flat_buffer_holds_values_and_gradients_decaying_first():
+    module = Two()
+    flat = optim.FlatParameters(module)
+    assert flat.names == ["matrix", "bias"] and flat.decaying == 2
+    np.testing.assert_array_equal(flat.values, [3, 4, 1, -2])
+    flat.values[2] = 7
+    assert module.bias.data[0] == 7
+    (module.bias * 3).sum().backward()
+    np.testing.assert_array_equal(flat.gradients, [0, 0, 3, 3])
+
+
+def test_adamw_by_hand(backend):
+    """Three steps of the docstring's equations, in float64, for each entry."""
+    module = Two()
+    optimizer = optim.AdamW(module, lr=0.1, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.5)
+    w, m, v = np.array([3.0, 4, 1, -2]), np.zeros(4), np.zeros(4)
+    decay = np.array([0.5, 0.5, 0, 0])
+    for t in range(1, 4):
+        g = rng.standard_normal(4)
+        optimizer.flat.gradients[...] = g
+        optimizer.step()
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        w = w - 0.1 * decay * w - 0.1 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
+        np.testing.assert_allclose(optimizer.flat.values, w, rtol=1e-5)
+
+
+def test_sgd_by_hand(backend):
+    module = Two()
+    optimizer = optim.SGD(module, lr=0.1, momentum=0.9, weight_decay=0.5)
+    w, u = np.array([3.0, 4, 1, -2]), np.zeros(4)
+    for _ in range(3):
+        g = rng.standard_normal(4)
+        optimizer.flat.gradients[...] = g
+        optimizer.step()
+        u = 0.9 * u + g + np.array([0.5, 0.5, 0, 0]) * w
+        w = w - 0.1 * u
+        np.testing.assert_allclose(optimizer.flat.values, w, rtol=1e-5)
+
+
+def test_which_parameters_decay():
+    """Matrices do; biases, norms, the class token and the positions do not."""
+    model = vit("digits", depth=1)
+    decaying = [name for name, p in model.named_parameters() if p.decay]
+    assert decaying == [
+        "embedding.weight", "blocks.0.attention.qkv.weight", "blocks.0.attention.out.weight", "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight", "head.weight",
+    ]  # fmt: skip
+
+
+def test_clipping():
+    optimizer = optim.SGD(Two())
+    optimizer.flat.gradients[...] = [3, 0, 0, 4]
+    assert optimizer.clip_gradients(10) == 5
+    np.testing.assert_array_equal(optimizer.flat.gradients, [3, 0, 0, 4])
+    assert optimizer.clip_gradients(1) == 5
+    np.testing.assert_allclose(optimizer.flat.gradients, [0.6, 0, 0, 0.8], rtol=1e-6)
+    optimizer.flat.gradients[...] = np.array([3e20, 0, 0, 4e20])  # its square is beyond float32
+    optimizer.clip_gradients(1)
+    np.testing.assert_allclose(optimizer.flat.gradients, [0.6, 0, 0, 0.8], rtol=1e-6)
+    optimizer.flat.gradients[...] = 100
+    optimizer.clip_gradients(0)
+    assert (optimizer.flat.gradients == 100).all()
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, optim.SGD])
+def test_state_dict_lets_another_go_on(make):
+    a, b = Two(), Two()
+    first, second = make(a, lr=0.1), make(b, lr=0.1)
+    gradients = rng.standard_normal((4, 4)).astype(np.float32)
+    for g in gradients[:2]:
+        first.flat.gradients[...] = g
+        first.step()
+    b.load_state_dict(a.state_dict())
+    second.load_state_dict(first.state_dict())
+    for g in gradients[2:]:
+        for optimizer in (first, second):
+            optimizer.flat.gradients[...] = g
+            optimizer.step()
+    np.testing.assert_array_equal(first.flat.values, second.flat.values)
+    with pytest.raises(ValueError, match="missing or misshapen"):
+        second.load_state_dict({"steps": 1})
+
+
+def test_step_before_backward_is_refused():
+    model = vit("digits", depth=1)
+    optimizer = optim.AdamW(model)
+    loss = functional.cross_entropy(model(np.zeros((1, 8, 8, 1))), [0])
+    with pytest.raises(RuntimeError, match="still needs: call loss.backward"):
+        optimizer.step()
+    loss.backward()
+    optimizer.step()
+
+
+def test_schedule():
+    rates = [optim.warmup_cosine(t, 100, 0.1, 10) for t in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) * 0.01)
+    assert rates[10] == 0.1 and rates[55] == pytest.approx(0.05) and 0 < rates[99] < 1e-4
+    assert (np.diff(rates[10:]) < 0).all()
+    assert optim.warmup_cosine(0, 0, 0.1, 0) == 0.1 and optim.warmup_cosine(100, 100, 0.1, 10, final=0.01) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error"),
+    [
+        (lambda: optim.AdamW(Two(), lr=-1), ValueError),
+        (lambda: optim.AdamW(Two(), betas=(1.0, 0.9)), ValueError),
+        (lambda: optim.SGD(Two(), momentum=1), ValueError),
+        (lambda: optim.AdamW(nn.Dropout(0.1)), ValueError),
+    ],
+)
+def test_errors(mistake, error):
+    with pytest.raises(error):
+        mistake()
+
+
+def test_mixed_dtypes_are_refused():
+    module = Two()
+    module.matrix._array = module.matrix._array.astype(np.float64)
+    with pytest.raises(TypeError, match="share one dtype"):
+        optim.FlatParameters(module)

@@ -1,0 +1,192 @@
+"""The model: the paper's equations line by line, its parameter counts, and the promises of a fresh network."""
+
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tinyvit import PRESETS, Tensor, ViT, ViTConfig, functional, gradcheck, kernels, nn, optim, vit
+
+SMALL = ViTConfig(image_size=(4, 6), patch=2, channels=3, classes=5, width=8, depth=2, heads=2, mlp=12)
+
+
+def images(count, config, seed=0, dtype=np.float32):
+    shape = (count, *config.image_size, config.channels)
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def randomised(model, seed=0):
+    """Away from the zero head, which would hide what is below it."""
+    rng = np.random.default_rng(seed)
+    for p in model.parameters():
+        p.data = rng.normal(0, 0.4, p.shape)
+    return model
+
+
+@pytest.mark.parametrize(("preset", "count"), [("Ti/16", 5_717_416), ("S/16", 22_050_664), ("B/16", 86_567_656)])
+def test_parameter_counts_are_the_papers(preset, count):
+    assert vit(preset).parameter_count() == count
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_fit_together(preset):
+    config = PRESETS[preset]
+    assert config.width % config.heads == 0 and config.tokens == config.grid[0] * config.grid[1] + 1
+
+
+def test_equations_1_to_4():
+    """The forward pass, written out in NumPy from the paper: one image, one head, one token at a time."""
+    model, c = randomised(ViT(SMALL).astype(np.float64)), SMALL
+    s = model.state_dict()
+    x = images(1, c, dtype=np.float64)
+
+    def LN(z, name):
+        return (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-6) * s[f"{name}.gamma"] + s[f"{name}.beta"]
+
+    patches = [x[0, i : i + 2, j : j + 2].reshape(-1) for i in (0, 2) for j in (0, 2, 4)]
+    z = [s["cls"][0, 0]] + [p @ s["embedding.weight"] + s["embedding.bias"] for p in patches]
+    z = np.stack(z) + s["positions"][0]  # eq. 1
+    for b in ("blocks.0", "blocks.1"):
+        q, k, v = np.split(LN(z, f"{b}.norm1") @ s[f"{b}.attention.qkv.weight"] + s[f"{b}.attention.qkv.bias"], 3, axis=1)
+        heads = []
+        for h in (slice(0, 4), slice(4, 8)):
+            A = np.exp(q[:, h] @ k[:, h].T / np.sqrt(4))  # eq. 6: √(D_h), the width of a head
+            heads.append(A / A.sum(1, keepdims=True) @ v[:, h])
+        z = np.concatenate(heads, 1) @ s[f"{b}.attention.out.weight"] + s[f"{b}.attention.out.bias"] + z  # eq. 2, 8
+        hidden = LN(z, f"{b}.norm2") @ s[f"{b}.mlp.fc1.weight"] + s[f"{b}.mlp.fc1.bias"]
+        hidden = functional.gelu(Tensor(hidden)).data
+        z = hidden @ s[f"{b}.mlp.fc2.weight"] + s[f"{b}.mlp.fc2.bias"] + z  # eq. 3
+    y = LN(z[0], "norm")  # eq. 4
+    np.testing.assert_allclose(model(x).data[0], y @ s["head.weight"] + s["head.bias"], rtol=1e-10)
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gradcheck_whole_model(backend, tanh):
+    """Every parameter, and the image, through a smoothed loss."""
+    model = randomised(ViT(replace(SMALL, gelu_tanh=tanh)).astype(np.float64))
+
+    class WithLoss(nn.Module):
+        def __init__(self):
+            self.model = model
+
+        def forward(self, x):
+            return functional.cross_entropy(self.model(x), [1, 4, 0], 0.1)
+
+    errors = gradcheck(WithLoss(), Tensor(images(3, SMALL, dtype=np.float64), requires_grad=True))
+    assert len(errors) == 1 + 2 + 2 + 2 * 12 + 2 + 2
+
+
+def test_initial_loss_is_exactly_ln_k(backend):
+    for preset in ("digits", "mnist"):
+        model = vit(preset)
+        loss = functional.cross_entropy(model(images(8, model.config)), np.arange(8))
+        assert loss.item() == pytest.approx(np.log(10), abs=1e-6)
+
+
+def test_overfits_a_batch_of_32(backend):
+    """Random labels on random images, all learnt by heart: nothing is disconnected."""
+    model = vit("digits", depth=2)
+    x, y = images(32, model.config), np.random.default_rng(1).integers(0, 10, 32)
+    optimizer = optim.AdamW(model, lr=3e-3, weight_decay=0.0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+    assert (model.predict(x).argmax(1) == y).all() and loss.item() < 0.1
+
+
+def test_intermediates():
+    model = ViT(SMALL)
+    logits, seen = model(images(2, SMALL), intermediates=True)
+    assert list(seen) == ["tokens", "blocks.0", "attention.0", "blocks.1", "attention.1", "encoded"]
+    assert seen["tokens"].shape == seen["blocks.1"].shape == seen["encoded"].shape == (2, 7, 8)
+    assert seen["attention.1"].shape == (2, 2, 7, 7)
+    np.testing.assert_array_equal(logits.data, model(images(2, SMALL)).data)
+
+
+def test_patches_without_positions_are_a_bag():
+    """With zero position embeddings, shuffling the patches changes nothing; with them it does."""
+    model, x = randomised(ViT(replace(SMALL, channels=1))), images(1, replace(SMALL, channels=1))
+    swapped = x.copy()
+    swapped[:, :2, :2], swapped[:, 2:, 4:] = x[:, 2:, 4:], x[:, :2, :2]
+    assert not np.allclose(model(x).data, model(swapped).data, atol=1e-4)
+    model.positions.data = 0.0
+    np.testing.assert_allclose(model(x).data, model(swapped).data, rtol=1e-4, atol=1e-5)
+
+
+def test_predict_has_no_tape_and_no_dropout():
+    model = randomised(ViT(replace(SMALL, dropout=0.5)))
+    x = images(5, SMALL)
+    p = model.predict(x, batch_size=2)
+    assert p.shape == (5, 5) and model.training
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(p, model.predict(x), rtol=1e-5)
+    assert not model.positions.is_needed()
+    assert model.predict(x[:0]).shape == (0, 5)
+
+
+def test_dropout_changes_training_only():
+    model = randomised(ViT(replace(SMALL, dropout=0.5)))
+    x = images(3, SMALL)
+    assert not np.array_equal(model(x).data, model(x).data)
+    model.eval()
+    np.testing.assert_array_equal(model(x).data, model(x).data)
+
+
+def test_backends_agree():
+    model, x = randomised(vit("digits")), images(4, PRESETS["digits"])
+    with kernels.use("numpy"):
+        spec = model(x).data
+    np.testing.assert_allclose(model(x).data, spec, rtol=1e-4, atol=1e-4)
+
+
+def test_same_seed_same_model():
+    a, b, c = vit("digits", seed=3), vit("digits", seed=3), vit("digits", seed=4)
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        np.testing.assert_array_equal(p.data, q.data, err_msg=name)
+    assert not np.array_equal(a.positions.data, c.positions.data)
+
+
+def test_a_step_leaves_nothing_behind():
+    """1,000 forward and backward passes, without the garbage collector: the process does not grow."""
+    model = vit("digits", depth=1)
+    x, y = images(4, model.config), np.arange(4)
+    gc.collect()
+    gc.disable()
+    try:
+        before = None
+        for step in range(1000):
+            functional.cross_entropy(model(x), y).backward()
+            if step == 50:
+                before = len(gc.get_objects())
+        assert len(gc.get_objects()) - before < 50
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(patch=3), "patch size 3 must divide the image's 4×6; 2 is the nearest"),
+        (dict(heads=3), "heads must divide the width, got width 8 and 3 heads"),
+        (dict(depth=0), "depth must be at least 1, got 0"),
+        (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (dict(image_size=(4, 4, 4)), "image_size must be"),
+    ],
+)
+def test_config_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_wrong_images_and_names():
+    model = vit("digits")
+    with pytest.raises(ValueError, match=r"images \(B, 8, 8, 1\), got \(2, 8, 8\); add the channel axis"):
+        model(np.zeros((2, 8, 8)))
+    with pytest.raises(ValueError, match=r"got \(2, 28, 28, 1\)"):
+        model(np.zeros((2, 28, 28, 1)))
+    with pytest.raises(ValueError, match="no preset is called 'B/32'; there are digits, mnist"):
+        vit("B/32")
+    assert replace(SMALL, image_size=4).image_size == (4, 4)
