@@ -12,7 +12,7 @@ next run on. To start afresh, delete .venv.
 """
 
 # Each guard below is for a machine that exists, and says which. The file keeps to ASCII and to syntax that
-# Python 2.7 can parse (no f-strings), so that an old Python gets as far as `check_python` and is told what to do.
+# Python 2.7 can parse (no f-strings): so an old Python gets as far as `check_python`, which says what to do.
 
 import contextlib
 import errno

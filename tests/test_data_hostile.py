@@ -119,9 +119,9 @@ def packed_idx(rng):
         yield f"{name}.gz", good + b"rubbish"
         yield f"{name}.gz", good + good
         yield f"{name}.gz", gzip.compress(cut(raw, rng))
-    bomb = gzip.compress(bytes(64 << 20), compresslevel=1)
+    bomb = gzip.compress(bytes(32 << 20), compresslevel=1)
     yield f"{IMAGES}.gz", bomb
-    yield f"{IMAGES}.gz", gzip.compress(idx_files()[IMAGES] + bytes(64 << 20), compresslevel=1)
+    yield f"{IMAGES}.gz", gzip.compress(idx_files()[IMAGES] + bytes(32 << 20), compresslevel=1)
     yield f"{IMAGES}.gz", gzip.compress(header((2**32 - 1,) * 3)) + bomb
     yield f"{LABELS}.gz", gzip.compress(header((30,)) + b"\7" * 30)
 
@@ -159,11 +159,11 @@ def archives(rng):
         yield "set.tar.gz", tarred([(place, members[0][1]), *members[1:]])
     for label in (3, 200):
         yield "set.tar.gz", tarred([(members[0][0], flip_label(members[0][1], 5, label)), *members[1:]])
-    yield "set.tar.gz", tarred([("bin/huge.bin", bytes(64 << 20)), *members], level=1)  # a bomb before
-    yield "set.tar.gz", tarred([*members, ("bin/huge.bin", bytes(64 << 20))], level=1)  # and behind
+    yield "set.tar.gz", tarred([("bin/huge.bin", bytes(32 << 20)), *members], level=1)  # a bomb before
+    yield "set.tar.gz", tarred([*members, ("bin/huge.bin", bytes(32 << 20))], level=1)  # and behind
     yield "set.tar.gz", tarred([(f"bin/{i}", b"") for i in range(5000)] + members)  # small change, much of it
     comment = tarfile.TarInfo("bin/a.bin")
-    comment.pax_headers = {"comment": "x" * (32 << 20)}  # tarfile reads it into memory
+    comment.pax_headers = {"comment": "x" * (24 << 20)}  # tarfile reads it into memory
     comment.size = len(members[0][1])
     yield "set.tar.gz", tarred([(comment, members[0][1]), *members[1:]], level=1)
     yield "set.tar.gz", gzip.compress(rng.bytes(5000))

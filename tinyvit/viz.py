@@ -9,6 +9,7 @@ Paper figure 6 for the attention.
 
 import functools
 import io
+from dataclasses import dataclass, field
 from textwrap import wrap
 
 import matplotlib
@@ -20,6 +21,7 @@ from matplotlib.style import context
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator
 
+from tinyvit.tape import Row
 from tinyvit.train.checkpoint import write_atomically
 
 BLUE, ORANGE, INK, GREY, FAINT = "#0072B2", "#E69F00", "#222222", "#767676", "#E4E4E4"
@@ -96,10 +98,10 @@ def curves(history):
     loss.set_ylim(bottom=0)
     loss.legend()
     _percent_axis(accuracy, draw(accuracy, "accuracy", 100))
-    accuracy.set(ylabel="accuracy (%), by log of errors")
+    accuracy.set(ylabel="accuracy (%), errors on a log scale")
     rate.plot(epochs, [row["lr"] for row in history], color=GREY)
     rate.set(ylabel="learning\nrate", xlabel="epoch", ylim=(0, None))
-    rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    rate.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     figure.align_ylabels()
     if history:
         figure.suptitle(
@@ -151,7 +153,7 @@ def overlay(image, map):
     rows, cols = map.shape
     patches = map[np.arange(H) * rows // H][:, np.arange(W) * cols // W]
     colours = matplotlib.colormaps["viridis"](patches / max(map.max(), 1e-30))[..., :3]
-    return np.round(0.45 * pixels + 0.55 * 255 * colours).astype(np.uint8)
+    return np.round(0.35 * pixels + 0.65 * 255 * colours).astype(np.uint8)
 
 
 @styled
@@ -169,10 +171,10 @@ def attention(images, maps, titles=None):
             f"attention needs a map and a title for each image, got {len(images)} images, {len(maps)} maps, "
             f"{len(titles)} titles"
         )
-    figure, cells = _image_grid(images, [title.split(" · ") for title in titles], columns=5, panels=2)
+    about = "yellow: where the class token takes its information from (attention rollout)"
+    figure, cells = _image_grid(images, [title.split(" · ") for title in titles], 5, about, panels=2)
     for axes, image, map in zip(cells, images, maps, strict=True):
         axes[1].imshow(overlay(image, map))
-    figure.suptitle("bright: where the class token takes its information from (attention rollout)")
     return figure
 
 
@@ -191,37 +193,42 @@ def mistakes(images, labels, probabilities, classes, most=24):
         figure.suptitle(f"no mistakes among {len(labels):,} images", y=0.5, verticalalignment="center")
         return figure
     shown = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
-    captions = [(f"true {classes[labels[i]]}", f"said {classes[predicted[i]]} ({100 * sure[i]:.0f} %)") for i in shown]
-    figure, _ = _image_grid(images[shown], captions, columns=6)
-    which = "" if len(shown) == 1 else "; the surest first" if len(shown) == len(wrong) else f"; the {most} surest"
-    figure.suptitle(f"{len(wrong):,} of {len(labels):,} images wrong ({100 * len(wrong) / len(labels):.2g} %){which}")
-    return figure
+    said = [f"said {classes[predicted[i]]} ({100 * sure[i]:.0f} %)" for i in shown]
+    captions = [(f"true {classes[labels[i]]}", words) for i, words in zip(shown, said, strict=True)]
+    about = f"{len(wrong):,} of {len(labels):,} images wrong ({100 * len(wrong) / len(labels):.2g} %)"
+    about += "; the surest first" if len(shown) == len(wrong) else f"; the {len(shown)} surest"
+    return _image_grid(images[shown], captions, 6, about)[0]
 
 
-def _image_grid(images, captions, columns, panels=1):
-    """A figure with a cell for each image, `panels` axes below one another, the image on the first.
+def _image_grid(images, captions, columns, title, panels=1):
+    """A titled figure with a cell for each image: a caption, the image, and below it `panels` - 1 axes more.
 
-    Returns (figure, axes (B, panels)). A caption is a list of lines.
+    Returns (figure, axes (B, panels)). A caption is a list of lines. Laid out by hand, in inches from the top left,
+    so that captions stand close to their images in any number of rows.
     """
     B, h, w, C = images.shape
     columns = min(B, columns)
-    bands = -(-B // columns)
-    cell = min(WIDTH / columns, 1.6)
-    captions = [_wrapped(lines, cell) for lines in captions]
-    line = 8 * 1.2 / 72  # inches of an 8 pt line
-    band = panels * (cell * h / w + 0.04) + line * max(caption.count("\n") + 1 for caption in captions) + 0.1
-    figure = Picture(figsize=(WIDTH, bands * band + 0.35))
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, hspace=0, wspace=0)
-    axes = figure.subplots(bands * panels, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    cells = axes.reshape(bands, panels, columns).transpose(0, 2, 1).reshape(-1, panels)
-    for ax in cells[B:].flat:
-        ax.remove()
-    for (ax, *_), image, caption in zip(cells, images, captions, strict=False):
-        ax.imshow(image[..., 0] if C == 1 else image, cmap="gray", vmin=0, vmax=255)
-        ax.set_title(caption, pad=3)
-    return figure, cells[:B]
+    gap, line = 0.06, 8 * 1.25 / 72  # a line of 8 pt
+    width = min((WIDTH - gap) / columns - gap, 1.6)
+    height = width * h / w
+    captions = [_wrapped(lines, width + gap) for lines in captions]
+    head = line * max(caption.count("\n") + 1 for caption in captions)
+    band = head + panels * (height + gap) + 0.08
+    total = 0.3 + -(-B // columns) * band
+    left = (WIDTH - columns * (width + gap) + gap) / 2
+    figure = Picture(figsize=(WIDTH, total), layout="none")
+    figure.suptitle(title, y=1 - 0.08 / total)
+    cells = np.empty((B, panels), object)
+    for (b, panel), _ in np.ndenumerate(cells):
+        x = left + b % columns * (width + gap)
+        y = 0.3 + b // columns * band + head + panel * (height + gap)
+        axes = figure.add_axes((x / WIDTH, 1 - (y + height) / total, width / WIDTH, height / total))
+        axes.set_axis_off()
+        cells[b, panel] = axes
+    for (axes, *_), image, caption in zip(cells, images, captions, strict=True):
+        axes.imshow(image[..., 0] if C == 1 else image, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, pad=2)
+    return figure, cells
 
 
 def _wrapped(lines, inches):
@@ -241,16 +248,22 @@ def confusion(counts, classes):
     errors = np.where(np.eye(C, dtype=bool), 0, counts)
     figure = Picture(figsize=(WIDTH, WIDTH))
     axes = figure.subplots()
+    axes.set(aspect="equal", xlim=(-0.5, C - 0.5), ylim=(C - 0.5, -0.5))
     axes.grid(False)
-    axes.imshow(errors, cmap="Blues", vmin=0, vmax=max(errors.max() / 0.8, 1))
+    axes.imshow(np.ma.masked_equal(errors, 0), cmap="Blues", vmin=-0.2 * errors.max(), vmax=1.2 * errors.max() or 1)
     every = range(0, C, -(-C // 40))  # more names would not fit
     names = [classes[k] for k in every]
     axes.set_xticks(every, names, rotation=90 if max(map(len, names)) > 3 or C > 20 else 0)
     axes.set_yticks(every, names)
     axes.set(xlabel="predicted class", ylabel="true class")
-    for i, j in zip(*np.nonzero(counts), strict=True) if C <= 20 else ():
-        colour = GREY if i == j else "white" if errors[i, j] > 0.5 * errors.max() else INK
-        axes.text(j, i, f"{counts[i, j]}", color=colour, ha="center", va="center")
+    if C <= 20:  # then a number fits into its cell
+        for ticks in (axes.set_xticks, axes.set_yticks):
+            ticks(np.arange(C - 1) + 0.5, minor=True)
+        axes.grid(which="minor")
+        axes.tick_params(which="minor", length=0)
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            colour = GREY if i == j else "white" if errors[i, j] > 0.6 * errors.max() else INK
+            axes.text(j, i, f"{counts[i, j]}", color=colour, ha="center", va="center")
     figure.suptitle(f"{errors.sum():,} of {np.sum(counts):,} wrong; the darker, the more often")
     return figure
 
@@ -258,17 +271,188 @@ def confusion(counts, classes):
 # ----------------------------------------------------------------------------------------------- the graph
 
 
+PITCH, TOP = 0.6, 0.65  # inches: from layer to layer, and for the title
+
+
 @styled
 def draw_tape(tape, most=60):
-    """The recorded graph: a box for each op under the boxes that it reads; what is read at the top.
+    """The recorded graph: each op a box, under the boxes that it reads. Read it from the top; backward climbs it.
 
     Args:
-        tape: from `tensor.trace()`. Of a tape longer than `most`, the last `most` rows are drawn.
+        tape: from `tensor.trace()`. Of a tape longer than `most` rows the last `most` are drawn.
 
-    An op's layer is its longest path from the leaves; a leaf stands right above its first reader. Darker boxes
-    remember more for their pullback. Six inches wide, more where a layer needs it.
+    An op's layer is its longest path from the leaves; a leaf stands right above its first reader. The arrows
+    arrive in the order of the arguments. Six inches wide, more where a layer needs it.
     """
     rows = tape.rows[-most:]
-    boxes, layers, links = _layered(rows)
-    widths = {b: 0.16 if row is None else _width(row) for b, row in boxes.items()}
-    x = _positions(boxes, layers, links, widths)
+    items = _layered(rows)
+    depth = 1 + max(item.layer for item in items)
+    width, height = max(WIDTH, _place(items, depth) + 0.2), TOP + PITCH * depth
+    figure = Picture(figsize=(width, height), layout="none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-width / 2, width / 2), ylim=(height, 0))  # in inches
+    axes.set_axis_off()
+    some = f"the last {len(rows)} of {len(tape.rows)} rows" if len(rows) < len(tape.rows) else f"{len(rows)} rows"
+    figure.suptitle(f"{some}, remembering {_bytes(sum(row.remembered for row in rows))}", y=1 - 0.08 / height)
+    about = "darker: remembers more for the backward pass · grey: a parameter or an input"
+    axes.text(0, 0.38, about, ha="center", va="center")
+    largest = max(1, max(row.remembered for row in rows))
+    for item in items:
+        if item.row is not None:
+            _draw_box(axes, item, item.row.remembered / largest)
+            for link in item.inputs:
+                _draw_edge(axes, item, *link)
+    return figure
+
+
+@dataclass(eq=False)
+class _Item:
+    """A box of the graph; or, with row None, a bend: where a long edge passes between the boxes of a layer."""
+
+    row: Row | None
+    layer: int
+    width: float = 0.12  # inches
+    x: float = 0.0  # of the centre
+    inputs: list = field(default_factory=list)  # (item in the layer above, inches from our centre where it arrives)
+    readers: list = field(default_factory=list)  # (item in the layer below, inches from its centre)
+
+    @property
+    def leaf(self):
+        return self.row is not None and self.row.op == "leaf"
+
+    @property
+    def weight(self):
+        """How strongly it pulls: a parameter makes way for the ops, which then stand in a column."""
+        return 0.02 if self.leaf else 1.0
+
+    @property
+    def top(self):
+        return TOP + PITCH * self.layer + (0.04 if self.leaf else 0.0)
+
+    @property
+    def bottom(self):
+        return TOP + PITCH * self.layer + (0.35 if self.leaf else 0.38)
+
+
+def _layered(rows):
+    """The items of the graph, linked layer by layer: an edge that skips layers gets a bend in each."""
+    layer = {}
+    for row in rows:  # inputs come before results
+        if row.op != "leaf":
+            layer[row.number] = 1 + max((layer[i] for i in row.inputs if i in layer), default=0)
+    for row in rows:
+        if row.op == "leaf":
+            layer[row.number] = min((layer[r.number] for r in rows if row.number in r.inputs), default=1) - 1
+    boxes = {r.number: _Item(r, layer[r.number], 0.16 + max(map(_inches, _lines(r)))) for r in rows}
+    items = list(boxes.values())
+    for item in boxes.values():
+        inputs = [boxes[i] for i in item.row.inputs if i in boxes]
+        for k, above in enumerate(inputs):
+            for between in range(above.layer + 1, item.layer):
+                bend = _Item(None, between)
+                _link(above, bend, 0.0)
+                items.append(bend)
+                above = bend
+            _link(above, item, (k - (len(inputs) - 1) / 2) * min(0.3, item.width / (len(inputs) + 1)))
+    return items
+
+
+def _link(above, item, port):
+    item.inputs.append((above, port))
+    above.readers.append((item, port))
+
+
+def _place(items, depth):
+    """Set every item's x, so that edges are short and nothing overlaps, centred about 0; returns the full width.
+
+    Each item wishes to stand amid its neighbours. Layer by layer, downwards and upwards in turn, items are sorted
+    by that wish and moved no more than is needed to keep apart (the barycentre method of Sugiyama et al. 1981).
+    """
+    layers = [[item for item in items if item.layer == layer] for layer in range(depth)]
+    for sweep in range(24):
+        down = sweep % 2 == 0
+        for layer in layers if down else reversed(layers):
+            wishes = []
+            for item in layer:
+                above = [(other.x - 0.1 * port, other.weight) for other, port in item.inputs]
+                below = [(other.x + (1 if item.leaf else 0.1) * port, other.weight) for other, port in item.readers]
+                near = above + below if sweep >= 20 else above if down and above else below
+                wishes.append(np.average(*zip(*near, strict=True)) if near else item.x)
+            _spread(layer, np.array(wishes))
+    left = min(item.x - item.width / 2 for item in items)
+    right = max(item.x + item.width / 2 for item in items)
+    for item in items:
+        item.x -= (left + right) / 2
+    return right - left
+
+
+def _spread(layer, wishes, gap=0.12):
+    """Place a layer's items in the order of their wishes, side by side, as near to the wishes as can be.
+
+    Seen from the place that each would have if all stood packed, "no overlap" reads "not decreasing". The nearest such
+    sequence, in weighted squares, comes of merging neighbours in the wrong order into their mean (isotonic regression).
+    """
+    order = np.argsort(wishes, kind="stable")
+    items = [layer[i] for i in order]
+    packed = np.cumsum([item.width + gap for item in items]) - [item.width / 2 for item in items]
+    groups = []  # (mean, weight, count)
+    for item, wish in zip(items, wishes[order] - packed, strict=True):
+        groups.append((wish, item.weight, 1))
+        while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
+            (b, v, n), (a, w, m) = groups.pop(), groups.pop()
+            groups.append(((a * w + b * v) / (w + v), w + v, m + n))
+    means = np.repeat([mean for mean, _, _ in groups], [count for _, _, count in groups])
+    for item, x in zip(items, means + packed, strict=True):
+        item.x = float(x)
+
+
+def _draw_box(axes, item, share):
+    """`share` in [0, 1]: of the bytes that the largest op remembers."""
+    face = "#F4F4F4" if item.leaf else matplotlib.colormaps["Blues"](0.08 + 0.62 * share)
+    box = FancyBboxPatch(
+        (item.x - item.width / 2, item.top), item.width, item.bottom - item.top, linewidth=0.8, zorder=2,
+        boxstyle="round,pad=0,rounding_size=0.06", facecolor=face, edgecolor="#BBBBBB" if item.leaf else BLUE,
+    )  # fmt: skip
+    axes.add_patch(box)
+    colour = GREY if item.leaf else "white" if share > 0.75 else INK
+    middle = (item.top + item.bottom) / 2
+    text = "\n".join(_lines(item.row))
+    axes.text(item.x, middle, text, color=colour, ha="center", va="center", linespacing=1.1, zorder=3)
+
+
+def _draw_edge(axes, item, above, port):
+    """From the item's port up through the bends, straight within a layer and curved between two, to the next box."""
+    points, codes = [(item.x + port, item.top)], [Curve.MOVETO]
+    while True:
+        x, y = points[-1]
+        middle = (y + above.bottom) / 2
+        points += [(x, middle), (above.x, middle), (above.x, above.bottom)]
+        codes += [Curve.CURVE4] * 3
+        if above.row is not None:
+            break
+        points.append((above.x, above.top))
+        codes.append(Curve.LINETO)
+        above = above.inputs[0][0]
+    arrow = FancyArrowPatch(
+        path=Curve(points, codes), arrowstyle="<|-,head_length=3.5,head_width=1.8", mutation_scale=1, color=GREY,
+        linewidth=0.8, zorder=1, shrinkA=0, shrinkB=0,
+    )  # fmt: skip
+    axes.add_patch(arrow)
+
+
+def _lines(row):
+    """What stands in a row's box: its number with op or name, then shape and memory."""
+    title = f"{row.number} {row.name or row.op}" + " (const)" * (-1 in row.inputs)
+    shape = "×".join(map(str, row.shape)) or "scalar"
+    return title, f"{shape} · {_bytes(row.remembered)}" if row.remembered else shape
+
+
+def _bytes(count):
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def _inches(text):
+    """How wide 8 pt text is."""
+    return TextPath((0, 0), text, size=8).get_extents().width / 72

@@ -16,42 +16,48 @@ def _out_size(shape, kernel, stride, padding):
     return (h + 2 * padding - kh) // stride + 1, (w + 2 * padding - kw) // stride + 1
 
 
+def _surround(x, padding):
+    """(B, h, w, C) with `padding` pixels of zeros around each image."""
+    B, h, w, C = x.shape
+    padded = np.zeros((B, h + 2 * padding, w + 2 * padding, C), x.dtype)
+    padded[:, padding : padding + h, padding : padding + w] = x
+    return padded
+
+
 @kernel
 def im2col(x, kernel, stride, padding):
     """x (B, h, w, C), kernel (kh, kw) -> (B, oh, ow, kh kw C), each row a window in (kh, kw, C) order.
 
     `padding` pixels of zeros surround the image; oh = (h + 2 padding - kh) // stride + 1, ow likewise.
     """
-    oh, ow = _out_size(x.shape, kernel, stride, padding)
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    windows = sliding_window_view(x, kernel, axis=(1, 2))[:, ::stride, ::stride]  # (B, oh, ow, C, kh, kw)
-    return windows.transpose(0, 1, 2, 4, 5, 3).reshape(len(x), oh, ow, kernel[0] * kernel[1] * x.shape[3])
+    (B, _, _, C), (kh, kw) = x.shape, kernel
+    windows = sliding_window_view(_surround(x, padding), kernel, axis=(1, 2))[:, ::stride, ::stride]
+    oh, ow = windows.shape[1:3]                                 # (B, oh, ow, C, kh, kw)
+    return windows.transpose(0, 1, 2, 4, 5, 3).reshape(B, oh, ow, kh * kw * C)
 
 
 @im2col.fast
 def im2col(x, kernel, stride, padding):
-    x = contiguous(x)
-    (B, h, w, C), (kh, kw) = x.shape, kernel
     oh, ow = _out_size(x.shape, kernel, stride, padding)
-    cols = np.zeros((B, oh, ow, kh, kw * C), x.dtype)
-    _im2col(x.reshape(B, h, w * C), cols, C, stride, padding)
+    x = _surround(x, padding) if padding else contiguous(x)
+    (B, h, w, C), (kh, kw) = x.shape, kernel
+    cols = np.empty((B, oh, ow, kh, kw * C), x.dtype)
+    _im2col(x.reshape(B, h, w * C), cols, stride, stride * C)
     return cols.reshape(B, oh, ow, kh * kw * C)
 
 
 @jit
-def _im2col(x, cols, C, stride, padding):
-    B, oh, ow, kh, kwC = cols.shape
-    h, wC = x.shape[1:]
+def _im2col(x, cols, down, right):
+    B, oh, ow, kh, _ = cols.shape
     for b in range(B):
         for i in range(oh):
-            for j in range(ow):
-                # A window's row is one run of pixels in memory. Of it, [start, stop) lies inside the image.
-                left = (j * stride - padding) * C
-                start, stop = max(0, -left), min(kwC, wC - left)
-                for r in range(kh):
-                    y = i * stride - padding + r
-                    if 0 <= y < h and start < stop:
-                        cols[b, i, j, r, start:stop] = x[b, y, left + start : left + stop]
+            for r in range(kh):
+                line, windows = x[b, i * down + r], cols[b, i]
+                for j in range(ow):
+                    # One row of a window, kw pixels of C values, is one run of memory.
+                    source, run = line[j * right :], windows[j, r]
+                    for t in range(run.size):
+                        run[t] = source[t]
 
 
 @kernel
@@ -72,21 +78,19 @@ def col2im(cols, shape, kernel, stride, padding):
     cols = contiguous(cols)
     (B, h, w, C), (kh, kw) = shape, kernel
     oh, ow = _out_size(shape, kernel, stride, padding)
-    x = np.zeros(shape, cols.dtype)
-    _col2im(cols.reshape(B, oh, ow, kh, kw * C), x.reshape(B, h, w * C), C, stride, padding)
-    return x
+    x = np.zeros((B, h + 2 * padding, w + 2 * padding, C), cols.dtype)
+    _col2im(cols.reshape(B, oh, ow, kh, kw * C), x.reshape(B, h + 2 * padding, (w + 2 * padding) * C), stride, stride * C)
+    return np.ascontiguousarray(x[:, padding : padding + h, padding : padding + w])
 
 
 @jit
-def _col2im(cols, x, C, stride, padding):
-    B, oh, ow, kh, kwC = cols.shape
-    h, wC = x.shape[1:]
+def _col2im(cols, x, down, right):
+    B, oh, ow, kh, _ = cols.shape
     for b in range(B):
         for i in range(oh):
-            for j in range(ow):
-                left = (j * stride - padding) * C
-                start, stop = max(0, -left), min(kwC, wC - left)
-                for r in range(kh):
-                    y = i * stride - padding + r
-                    if 0 <= y < h and start < stop:
-                        x[b, y, left + start : left + stop] += cols[b, i, j, r, start:stop]
+            for r in range(kh):
+                line, windows = x[b, i * down + r], cols[b, i]
+                for j in range(ow):
+                    target, run = line[j * right :], windows[j, r]
+                    for t in range(run.size):
+                        target[t] += run[t]

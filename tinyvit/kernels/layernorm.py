@@ -82,8 +82,7 @@ def _layernorm_backward(x, gamma, mean, rstd, g, dx, dgamma, dbeta):
         along_one /= D
         along_x *= r * r / D
         for j in range(row.size):
-            out[j] = r * (gi[j] * gamma[j] - along_one - (row[j] - mu) * along_x)
-        for j in range(row.size):
-            dgamma[j] += gi[j] * (row[j] - mu) * r
-        for j in range(row.size):
+            centred = row[j] - mu
+            out[j] = r * (gi[j] * gamma[j] - along_one - centred * along_x)
+            dgamma[j] += gi[j] * centred * r
             dbeta[j] += gi[j]

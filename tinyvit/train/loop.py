@@ -180,9 +180,9 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
                 images_per_second=seen / seconds, seconds=time.perf_counter() - start,
             )  # fmt: skip
             run.history.append(row)
+            save(epoch + 1)
             with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            save(epoch + 1)
             progress.set_postfix_str(f"loss {row['loss']:.3f}, validation {100 * accuracy:.2f} %")
             if progress.disable and (epoch + 1) % max(1, recipe.epochs // 10) == 0:
                 say(

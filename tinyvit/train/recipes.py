@@ -31,7 +31,7 @@ class Recipe:
 
     data: str = "digits"
     preset: str = "digits"
-    epochs: int = 60
+    epochs: int = 120
     batch_size: int = 64
     lr: float = 2e-3
     warmup: float = 5.0

@@ -84,10 +84,11 @@ class Shards:
             i, x, y = part
             weight = len(y) / len(labels)
             self.gradients[i][...] = 0
-            with random_state((*seed, i)):
+            # An overflow shows in the loss; NumPy's warning, once per thread, would only hide the message below it.
+            with random_state((*seed, i)), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 logits = self.replicas[i](x)
                 loss = F.cross_entropy(logits, y, smoothing)
-            loss.backward(weight)
+                loss.backward(weight)
             return loss.item() * weight, int((logits.data.argmax(1) == y).sum())
 
         results = self.map(run, parts)
