@@ -217,6 +217,13 @@ def test_a_batch_depends_on_seed_epoch_and_step_only():
     assert not np.array_equal(*ordered)
 
 
+def test_each_step_augments_differently():
+    """Protects: not the same shifts in the same order in every batch of an epoch."""
+    twins = Split(np.repeat(split_of(1, side=12).images, 8, axis=0), np.zeros(8, np.int64))
+    first, second = (x for x, _ in batches(twins, 4, mean=MEAN, std=STD, augment=Augment(shift=3)))
+    assert not np.array_equal(first, second) and not np.array_equal(first[0], first[1])
+
+
 @pytest.mark.parametrize("start", [0, 1, 3, 5])
 def test_start_equals_skipping(start):
     """Protects: resuming in the middle of an epoch continues it exactly, augmentation included."""

@@ -531,6 +531,14 @@ def test_a_class_that_training_lacks(pets):
         load(root)
 
 
+@pytest.mark.parametrize("limit", [20, 10])
+def test_a_decompression_bomb_is_not_decoded(pets, monkeypatch, limit):
+    """Protects: Pillow only warns of a picture up to twice its limit (6x5 above 20); here that is an error too."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match="40 of 40 are not.*decompression bomb"):
+        load(pets)
+
+
 def test_all_unreadable_images_are_named_in_one_error(pets):
     (pets / "cat" / "3.png").write_bytes(b"no image")
     (pets / "dog" / "7.png").write_bytes((pets / "dog" / "7.png").read_bytes()[:40])

@@ -278,6 +278,16 @@ def test_200_hostile_files_give_200_clear_errors(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_bomb_is_called_one(tmp_path):
+    """Protects: the cap on unpacked bytes is what stops it, not a later accident."""
+    write(
+        tmp_path / "bomb",
+        {"set.tar.gz": tarred([("bin/huge.bin", bytes(4 << 20)), *good_members()], level=1)},
+    )
+    with pytest.raises(DataError, match="set.tar.gz unpacks to more"):
+        load("cifar", root=tmp_path / "bomb", download=False)
+
+
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     """Protects: the operating system's refusal, too, becomes a DataError with the file's name."""
     write(tmp_path / "idx", idx_files())

@@ -19,7 +19,8 @@ Reading order, which is also import order; each file opens with what it teaches:
     cli.py           the `tinyvit` command
 """
 
-from tinyvit import data, functional, kernels, models, nn, ops, optim, tape
+from tinyvit import data, functional, kernels, models, nn, ops, optim, tape, train
+from tinyvit.classifier import Classifier, load
 from tinyvit.gradcheck import gradcheck, jacobian
 from tinyvit.models import PRESETS, ViT, ViTConfig, vit
 from tinyvit.tensor import Tensor, check_finite, differentiable, no_grad
@@ -27,6 +28,7 @@ from tinyvit.tensor import Tensor, check_finite, differentiable, no_grad
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classifier",
     "PRESETS",
     "Tensor",
     "ViT",
@@ -38,11 +40,13 @@ __all__ = [
     "gradcheck",
     "jacobian",
     "kernels",
+    "load",
     "models",
     "nn",
     "no_grad",
     "ops",
     "optim",
     "tape",
+    "train",
     "vit",
 ]

@@ -1,8 +1,8 @@
 """Pictures of a run: how it learned, what it looks at, where it errs, and the graph that the engine recorded.
 
 Every function takes arrays and returns a matplotlib Figure. None touches pyplot or your settings: they work
-without a display, and in a notebook a figure on the last line of a cell shows itself. `save` writes it as PNG.
-Colours stay apart for colour-blind readers: blue and orange by Okabe and Ito, one hue that darkens, or viridis.
+without a display, and in a notebook a figure on the last line of a cell shows itself. `save` writes a PNG.
+Colours stay apart for colour-blind readers: blue and orange (Okabe and Ito), a hue that darkens, or viridis.
 
 Paper figure 6 for the attention.
 """
@@ -28,11 +28,12 @@ BLUE, ORANGE, INK, GREY, FAINT = "#0072B2", "#E69F00", "#222222", "#767676", "#E
 WIDTH = 6.0  # inches: 8 pt stay legible where a page shows the figure 600 pixels wide
 STYLE = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "legend.fontsize": 8, "figure.titlesize": 9, "figure.titleweight": "bold", "legend.frameon": False,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "legend.fontsize": 8, "legend.frameon": False, "figure.titlesize": 9, "figure.titleweight": "bold",
+    "text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
+    "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": FAINT, "axes.axisbelow": True, "lines.linewidth": 1.6,
-    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.use": True, "figure.constrained_layout.h_pad": 0.08,
     "text.parse_math": False,  # a class may be called "$"
 }  # fmt: skip
 
@@ -49,7 +50,7 @@ def styled(draw):
 
 
 class Picture(Figure):
-    """A Figure that a notebook shows without pyplot, in our style also where ticks are made at the last moment."""
+    """A Figure that a notebook shows without pyplot; in our style also what is made only when drawing, as ticks."""
 
     draw = styled(Figure.draw)
 
@@ -82,35 +83,31 @@ def curves(history):
 
     The accuracy axis is logarithmic in the errors: 98 to 99 % is as far as 80 to 90 %.
     """
+    if not history:
+        return _message("no epoch is finished yet")
     figure = Picture(figsize=(WIDTH, 6.2))
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))
+    mark = dict(marker="o", markersize=3) if len(history) < 20 else {}  # one epoch alone makes no line
     epochs = [row["epoch"] for row in history]
 
-    def draw(axes, name, scale=1):
-        mark = dict(marker="o", markersize=3) if len(history) < 20 else {}
-        values = {key: [scale * row[key] for row in history] for key in (name, f"validation_{name}")}
-        axes.plot(epochs, values[name], color=ORANGE, label="training, mean over the epoch", **mark)
-        axes.plot(epochs, values[f"validation_{name}"], color=BLUE, label="validation, after it", **mark)
-        return values[name] + values[f"validation_{name}"]
+    def draw(axes, name, colour, label=None, scale=1):
+        values = [scale * row[name] for row in history]
+        axes.plot(epochs, values, color=colour, label=label, **mark)
+        return values
 
-    draw(loss, "loss")
-    loss.set(ylabel="loss (cross-entropy)")
-    loss.set_ylim(bottom=0)
+    values = draw(loss, "loss", ORANGE, "training, mean over the epoch")
+    values += draw(loss, "validation_loss", BLUE, "validation, after the epoch")
+    loss.set(ylabel="loss (cross-entropy)", ylim=(0, 1.05 * max(values)))
     loss.legend()
-    _percent_axis(accuracy, draw(accuracy, "accuracy", 100))
+    values = draw(accuracy, "accuracy", ORANGE, scale=100)
+    values += draw(accuracy, "validation_accuracy", BLUE, scale=100)
+    _percent_axis(accuracy, values)
     accuracy.set(ylabel="accuracy (%), errors on a log scale")
-    rate.plot(epochs, [row["lr"] for row in history], color=GREY)
-    rate.set(ylabel="learning\nrate", xlabel="epoch", ylim=(0, None))
+    rate.set(ylabel="learning\nrate", xlabel="epoch", ylim=(0, 1.1 * max(draw(rate, "lr", GREY)) or 1))
     rate.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     figure.align_ylabels()
-    if history:
-        figure.suptitle(
-            f"validation accuracy {100 * history[-1]['validation_accuracy']:.2f} % after epoch {epochs[-1]}"
-        )
-    else:
-        figure.suptitle("no epoch is finished yet")
-        for axes in (loss, accuracy, rate):
-            axes.set(xlim=(0, 1), xticks=[], yticks=[])
+    last = 100 * history[-1]["validation_accuracy"]
+    figure.suptitle(f"validation accuracy {last:.2f} % after epoch {epochs[-1]}")
     return figure
 
 
@@ -121,7 +118,7 @@ def _percent_axis(axes, values):
         return -np.log(np.maximum(100.3 - np.asarray(percent, float), 1e-6))  # 100 itself stays on the axis
 
     axes.set_yscale("function", functions=(stretch, lambda s: 100.3 - np.exp(-s)))
-    low, high = stretch(min(values, default=0)), stretch(max(values, default=100))
+    low, high = stretch(min(values)), stretch(max(values))
     pad = max(0.06 * (high - low), 0.2)
     low, high = low - pad, min(high + pad, stretch(100.05))
     axes.set_ylim(100.3 - np.exp(-low), 100.3 - np.exp(-high))
@@ -131,6 +128,12 @@ def _percent_axis(axes, values):
             ticks, last = [*ticks, tick], stretch(tick)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+
+
+def _message(text):
+    figure = Picture(figsize=(WIDTH, 1))
+    figure.suptitle(text, y=0.5, verticalalignment="center")
+    return figure
 
 
 # ----------------------------------------------------------------------------------------------- images
@@ -146,7 +149,9 @@ def overlay(image, map):
     Neither is smoothed: a patch is the smallest thing that attention can point at.
     """
     if image.ndim != 3 or image.shape[2] not in (1, 3) or map.ndim != 2:
-        raise ValueError(f"overlay needs an image (h, w, 1 or 3) and a map (rows, cols), got {image.shape}, {map.shape}")
+        raise ValueError(
+            f"overlay needs an image (h, w, 1 or 3) and a map (rows, cols), got {image.shape} and {map.shape}"
+        )
     factor = max(1, round(256 / max(image.shape[:2])))
     pixels = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(factor, axis=0).repeat(factor, axis=1)
     H, W, _ = pixels.shape
@@ -189,22 +194,20 @@ def mistakes(images, labels, probabilities, classes, most=24):
     predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     if not len(wrong):
-        figure = Picture(figsize=(WIDTH, 1))
-        figure.suptitle(f"no mistakes among {len(labels):,} images", y=0.5, verticalalignment="center")
-        return figure
+        return _message(f"no mistakes among {len(labels):,} images")
     shown = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
     said = [f"said {classes[predicted[i]]} ({100 * sure[i]:.0f} %)" for i in shown]
     captions = [(f"true {classes[labels[i]]}", words) for i, words in zip(shown, said, strict=True)]
-    about = f"{len(wrong):,} of {len(labels):,} images wrong ({100 * len(wrong) / len(labels):.2g} %)"
-    about += "; the surest first" if len(shown) == len(wrong) else f"; the {len(shown)} surest"
+    about = f"{len(wrong):,} of {len(labels):,} images wrong ({100 * len(wrong) / len(labels):.1f} %)"
+    about += f"; the {len(shown)} surest" * (len(shown) < len(wrong))
     return _image_grid(images[shown], captions, 6, about)[0]
 
 
 def _image_grid(images, captions, columns, title, panels=1):
     """A titled figure with a cell for each image: a caption, the image, and below it `panels` - 1 axes more.
 
-    Returns (figure, axes (B, panels)). A caption is a list of lines. Laid out by hand, in inches from the top left,
-    so that captions stand close to their images in any number of rows.
+    Returns (figure, axes (B, panels)). A caption is a list of lines. Laid out by hand, in inches from the top
+    left, so that captions stand close to their images in any number of rows.
     """
     B, h, w, C = images.shape
     columns = min(B, columns)
@@ -250,7 +253,8 @@ def confusion(counts, classes):
     axes = figure.subplots()
     axes.set(aspect="equal", xlim=(-0.5, C - 0.5), ylim=(C - 0.5, -0.5))
     axes.grid(False)
-    axes.imshow(np.ma.masked_equal(errors, 0), cmap="Blues", vmin=-0.2 * errors.max(), vmax=1.2 * errors.max() or 1)
+    most = max(errors.max(), 1)
+    axes.imshow(np.ma.masked_equal(errors, 0), cmap="Blues", vmin=-0.2 * most, vmax=1.2 * most)
     every = range(0, C, -(-C // 40))  # more names would not fit
     names = [classes[k] for k in every]
     axes.set_xticks(every, names, rotation=90 if max(map(len, names)) > 3 or C > 20 else 0)
@@ -262,7 +266,7 @@ def confusion(counts, classes):
         axes.grid(which="minor")
         axes.tick_params(which="minor", length=0)
         for i, j in zip(*np.nonzero(counts), strict=True):
-            colour = GREY if i == j else "white" if errors[i, j] > 0.6 * errors.max() else INK
+            colour = GREY if i == j else "white" if errors[i, j] > 0.6 * most else INK
             axes.text(j, i, f"{counts[i, j]}", color=colour, ha="center", va="center")
     figure.suptitle(f"{errors.sum():,} of {np.sum(counts):,} wrong; the darker, the more often")
     return figure
@@ -276,7 +280,7 @@ PITCH, TOP = 0.6, 0.65  # inches: from layer to layer, and for the title
 
 @styled
 def draw_tape(tape, most=60):
-    """The recorded graph: each op a box, under the boxes that it reads. Read it from the top; backward climbs it.
+    """The recorded graph: each op a box, under the boxes that it reads. `backward` climbs it from the bottom.
 
     Args:
         tape: from `tensor.trace()`. Of a tape longer than `most` rows the last `most` are drawn.
@@ -291,7 +295,9 @@ def draw_tape(tape, most=60):
     figure = Picture(figsize=(width, height), layout="none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-width / 2, width / 2), ylim=(height, 0))  # in inches
     axes.set_axis_off()
-    some = f"the last {len(rows)} of {len(tape.rows)} rows" if len(rows) < len(tape.rows) else f"{len(rows)} rows"
+    some = f"{len(rows)} rows"
+    if len(rows) < len(tape.rows):
+        some = f"too long to draw: the last {len(rows)} of {len(tape.rows)} rows"
     figure.suptitle(f"{some}, remembering {_bytes(sum(row.remembered for row in rows))}", y=1 - 0.08 / height)
     about = "darker: remembers more for the backward pass · grey: a parameter or an input"
     axes.text(0, 0.38, about, ha="center", va="center")
@@ -312,8 +318,8 @@ class _Item:
     layer: int
     width: float = 0.12  # inches
     x: float = 0.0  # of the centre
-    inputs: list = field(default_factory=list)  # (item in the layer above, inches from our centre where it arrives)
-    readers: list = field(default_factory=list)  # (item in the layer below, inches from its centre)
+    inputs: list = field(default_factory=list)  # (item in the layer above, port: inches from our centre)
+    readers: list = field(default_factory=list)  # (item in the layer below, port: inches from its centre)
 
     @property
     def leaf(self):
@@ -373,10 +379,12 @@ def _place(items, depth):
         for layer in layers if down else reversed(layers):
             wishes = []
             for item in layer:
+                lean = 1 if item.leaf else 0.1  # ops a little towards their port, enough to put them in order
                 above = [(other.x - 0.1 * port, other.weight) for other, port in item.inputs]
-                below = [(other.x + (1 if item.leaf else 0.1) * port, other.weight) for other, port in item.readers]
+                below = [(other.x + lean * port, other.weight) for other, port in item.readers]
                 near = above + below if sweep >= 20 else above if down and above else below
-                wishes.append(np.average(*zip(*near, strict=True)) if near else item.x)
+                total = sum(weight for _, weight in near)
+                wishes.append(sum(x * weight for x, weight in near) / total if near else item.x)
             _spread(layer, np.array(wishes))
     left = min(item.x - item.width / 2 for item in items)
     right = max(item.x + item.width / 2 for item in items)
@@ -388,8 +396,8 @@ def _place(items, depth):
 def _spread(layer, wishes, gap=0.12):
     """Place a layer's items in the order of their wishes, side by side, as near to the wishes as can be.
 
-    Seen from the place that each would have if all stood packed, "no overlap" reads "not decreasing". The nearest such
-    sequence, in weighted squares, comes of merging neighbours in the wrong order into their mean (isotonic regression).
+    Measured from where each would stand if all were packed, "no overlap" reads "not decreasing". The nearest such
+    sequence in weighted squares: merge neighbours in the wrong order into their mean (isotonic regression).
     """
     order = np.argsort(wishes, kind="stable")
     items = [layer[i] for i in order]
@@ -410,7 +418,7 @@ def _draw_box(axes, item, share):
     face = "#F4F4F4" if item.leaf else matplotlib.colormaps["Blues"](0.08 + 0.62 * share)
     box = FancyBboxPatch(
         (item.x - item.width / 2, item.top), item.width, item.bottom - item.top, linewidth=0.8, zorder=2,
-        boxstyle="round,pad=0,rounding_size=0.06", facecolor=face, edgecolor="#BBBBBB" if item.leaf else BLUE,
+        boxstyle="round,pad=0,rounding_size=0.06", facecolor=face, edgecolor=GREY if item.leaf else BLUE,
     )  # fmt: skip
     axes.add_patch(box)
     colour = GREY if item.leaf else "white" if share > 0.75 else INK
@@ -420,7 +428,7 @@ def _draw_box(axes, item, share):
 
 
 def _draw_edge(axes, item, above, port):
-    """From the item's port up through the bends, straight within a layer and curved between two, to the next box."""
+    """From the item's port up to the next box: curved between layers, straight through the bend within one."""
     points, codes = [(item.x + port, item.top)], [Curve.MOVETO]
     while True:
         x, y = points[-1]
@@ -433,8 +441,8 @@ def _draw_edge(axes, item, above, port):
         codes.append(Curve.LINETO)
         above = above.inputs[0][0]
     arrow = FancyArrowPatch(
-        path=Curve(points, codes), arrowstyle="<|-,head_length=3.5,head_width=1.8", mutation_scale=1, color=GREY,
-        linewidth=0.8, zorder=1, shrinkA=0, shrinkB=0,
+        path=Curve(points, codes), arrowstyle="<|-,head_length=3.5,head_width=1.8", mutation_scale=1,
+        color=GREY, linewidth=0.8, zorder=1, shrinkA=0, shrinkB=0,
     )  # fmt: skip
     axes.add_patch(arrow)
 

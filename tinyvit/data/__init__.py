@@ -13,7 +13,7 @@ batches     an epoch, as a pure function of seed, epoch and step
 
 from tinyvit.data.augment import AUGMENTS, Augment
 from tinyvit.data.batches import batches
-from tinyvit.data.dataset import DataError, Dataset, Split
+from tinyvit.data.dataset import DataError, Dataset, Split, normalise
 from tinyvit.data.fetch import NAMES, load
 
-__all__ = ["AUGMENTS", "NAMES", "Augment", "DataError", "Dataset", "Split", "batches", "load"]
+__all__ = ["AUGMENTS", "NAMES", "Augment", "DataError", "Dataset", "Split", "batches", "load", "normalise"]

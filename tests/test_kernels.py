@@ -1,0 +1,347 @@
+"""Every Numba kernel computes what its NumPy spec says: over shapes, dtypes and memory layouts, with NaN, at the extremes."""
+
+import importlib.util
+import math
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import special
+
+from tinyvit import kernels
+from tinyvit.kernels import elementary
+
+pytestmark = pytest.mark.skipif(kernels.backend() != "numba", reason="compares with the Numba kernels")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def draw(rng, dtype):
+    return lambda *shape: rng.standard_normal(shape).astype(dtype)
+
+
+def labels(B, C):
+    return np.arange(B, dtype=np.int64) * 7 % C
+
+
+def normed(x):
+    """x with its mean and rstd, as the forward pass hands them to layernorm_backward."""
+    _, mean, rstd = kernels.layernorm.numpy(x, np.ones_like(x[0]), np.zeros_like(x[0]), 1e-6)
+    return mean, rstd
+
+
+def layernorm_backward_args(r, M, D):
+    x = r(M, D)
+    mean, rstd = normed(np.vstack([x, r(1, D)]))  # a row more, so that x may be empty
+    return x, r(D), mean[:M], rstd[:M], r(M, D)
+
+
+def attention_backward_args(r, B, N, D, H):
+    return r(B, N, 3 * D), kernels.softmax.numpy(r(B, H, N, N)), r(B, N, D), H, (D // H) ** -0.5
+
+
+def col2im_args(r, shape, kernel, stride, padding):
+    B, h, w, C = shape
+    oh, ow = (h + 2 * padding - kernel[0]) // stride + 1, (w + 2 * padding - kernel[1]) // stride + 1
+    return r(B, oh, ow, kernel[0] * kernel[1] * C), shape, kernel, stride, padding
+
+
+# kernel, its arguments from r, which draws an array of a shape, and the sizes to try: single rows, odd ones, no batch
+TABLE = [
+    ("softmax", lambda r, *s: (r(*s),), [(3, 5, 17), (1, 1), (7,), (0, 4), (2, 5000)]),
+    ("softmax_backward", lambda r, *s: (kernels.softmax.numpy(r(*s)), r(*s)), [(3, 5, 17), (1, 1), (7,), (0, 4)]),
+    ("attention", lambda r, B, N, D, H: (r(B, N, 3 * D), H, (D // H) ** -0.5),
+     [(2, 17, 48, 4), (1, 1, 3, 3), (3, 5, 7, 1), (1, 65, 32, 2), (0, 5, 8, 2)]),
+    ("attention_backward", attention_backward_args, [(2, 17, 48, 4), (1, 1, 3, 3), (3, 5, 7, 1), (1, 65, 32, 2), (0, 5, 8, 2)]),
+    ("batched_matmul", lambda r, B, M, K, N: (r(B, M, K), r(B, K, N)),
+     [(3, 17, 16, 17), (1, 1, 1, 1), (2, 4, 1, 5), (2, 7, 33, 3), (0, 2, 3, 4)]),
+    ("layernorm", lambda r, M, D: (r(M, D), r(D), r(D), 1e-6), [(7, 48), (1, 5), (3, 1), (2, 33), (0, 8)]),
+    ("layernorm_backward", layernorm_backward_args, [(7, 48), (1, 5), (2, 33), (0, 8)]),
+    ("gelu", lambda r, tanh, *s: (3 * r(*s), tanh), [(False, 5, 99), (True, 5, 99), (False, 1), (True, 2, 3, 4), (False, 0, 3)]),
+    ("gelu_backward", lambda r, tanh, *s: (3 * r(*s), r(*s), tanh), [(False, 5, 99), (True, 5, 99), (True, 1), (False, 0, 3)]),
+    ("cross_entropy", lambda r, B, C, s: (3 * r(B, C), labels(B, C), s), [(9, 10, 0.0), (9, 10, 0.1), (1, 2, 0.5), (0, 3, 0.1)]),
+    ("cross_entropy_backward", lambda r, B, C, s: (kernels.softmax.numpy(r(B, C)), labels(B, C), r(B), s),
+     [(9, 10, 0.0), (9, 10, 0.1), (1, 2, 0.5), (0, 3, 0.1)]),
+    ("im2col", lambda r, shape, *how: (r(*shape), *how),
+     [((2, 8, 12, 3), (4, 4), 4, 0), ((2, 7, 5, 2), (3, 3), 1, 1), ((1, 9, 8, 1), (3, 2), 2, 1), ((1, 3, 3, 1), (3, 3), 1, 0),
+      ((0, 4, 4, 1), (2, 2), 2, 0)]),
+    ("col2im", col2im_args,
+     [((2, 8, 12, 3), (4, 4), 4, 0), ((2, 7, 5, 2), (3, 3), 1, 1), ((1, 9, 8, 1), (3, 2), 2, 1), ((1, 3, 3, 1), (3, 3), 1, 0),
+      ((0, 4, 4, 1), (2, 2), 2, 0)]),
+    ("squared_norm", lambda r, n: (r(n),), [(1001,), (1,), (0,)]),
+]  # fmt: skip
+CASES = [pytest.param(name, make, size, id=f"{name}-{size}") for name, make, sizes in TABLE for size in sizes]
+FIRST = [pytest.param(name, make, size, id=f"{name}-{size}") for name, make, sizes in TABLE for size in sizes[:2]]
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def arrays(result):
+    return [np.asarray(a) for a in (result if isinstance(result, tuple) else (result,))]
+
+
+def assert_same(got, want, dtype):
+    """The same dtype, shape and numbers, relative to the result's scale; results are C-contiguous and writeable."""
+    for a, b in zip(arrays(got), arrays(want), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.flags.c_contiguous and a.flags.writeable
+        scale = np.abs(b).max(initial=0) or 1
+        np.testing.assert_allclose(a, b, rtol=0, atol=scale * (1e-5 if dtype == np.float32 else 1e-10))
+
+
+@DTYPES
+@pytest.mark.parametrize("name, make, size", CASES)
+def test_kernel_equals_its_spec(name, make, size, dtype, rng):
+    pair = getattr(kernels, name)
+    args = make(draw(rng, dtype), *size)
+    before = [np.array(a) for a in args]
+    want = pair.numpy(*args)
+    assert_same(pair.numba(*args), want, dtype)
+    for a, b in zip(args, before, strict=True):
+        assert np.array_equal(a, b), "an input was changed"
+    assert name == "squared_norm" or all(a.dtype == dtype for a in arrays(want)), "the spec changed the dtype"
+
+
+def strided(a):
+    wide = np.repeat(a, 2, axis=-1)
+    return wide[..., ::2]
+
+
+def read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+@DTYPES
+@pytest.mark.parametrize("layout", [strided, read_only, np.asfortranarray])
+@pytest.mark.parametrize("name, make, size", [case for case in FIRST if case.values[0] != "squared_norm"])
+def test_layout_does_not_matter(name, make, size, layout, dtype, rng):
+    """And compiles nothing more: each stray layout would cost a reader a second."""
+    pair = getattr(kernels, name)
+    args = make(draw(rng, dtype), *size)
+    views = [layout(a) if isinstance(a, np.ndarray) else a for a in args]
+    assert_same(pair.numba(*views), pair.numpy(*args), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("name, make, size", FIRST)
+def test_nan_comes_out_where_the_spec_says(name, make, size, dtype, rng):
+    """A compiler that may assume "no NaN" would hide a diverged run."""
+    pair = getattr(kernels, name)
+    args = make(draw(rng, dtype), *size)
+    for i, a in enumerate(args):
+        if not isinstance(a, np.ndarray) or a.dtype != dtype:
+            continue
+        seen = False
+        for position in a.size // 3, -1:
+            bad = a.copy()
+            bad.flat[position] = np.nan
+            spoilt = (*args[:i], bad, *args[i + 1 :])
+            for x, y in zip(arrays(pair.numba(*spoilt)), arrays(pair.numpy(*spoilt)), strict=True):
+                np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
+                seen |= np.isnan(x).any()
+        assert seen
+
+
+# The optimisers write into their arguments: w first, then the state.
+STEPS = [("adamw", 4, (1e-2, 0.9, 0.999, 1e-8, 0.1, step)) for step in (1, 2, 1000)] + [
+    ("sgd", 3, (1e-2, 0.9, 0.1)),
+    ("sgd", 3, (1e-2, 0.0, 0.0)),
+    ("add_into", 2, ()),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [0, 1, 1003])
+@pytest.mark.parametrize("name, count, options", STEPS)
+def test_update_equals_its_spec(name, count, options, size, dtype, rng):
+    pair = getattr(kernels, name)
+    start = [np.abs(rng.standard_normal(size)).astype(dtype) for _ in range(count)]
+    fast, spec = [a.copy() for a in start], [a.copy() for a in start]
+    pair.numba(*fast, *options)
+    pair.numpy(*spec, *options)
+    for a, b in zip(fast, spec, strict=True):
+        assert_same(a, b, dtype)
+    assert np.array_equal(fast[1], start[1]), "the gradient was changed"
+
+
+@pytest.mark.parametrize("side", ["numba", "numpy"])
+def test_updates_are_pytorchs(side, rng):
+    torch = pytest.importorskip("torch")
+    w, grads = rng.standard_normal(50), rng.standard_normal((5, 50))
+    for name in "adamw", "sgd":
+        theirs = torch.nn.Parameter(torch.tensor(w))
+        if name == "adamw":
+            optimiser = torch.optim.AdamW([theirs], lr=0.01, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2)
+        else:
+            optimiser = torch.optim.SGD([theirs], lr=0.01, momentum=0.9, weight_decay=0.2)
+        ours, m, v = w.copy(), np.zeros(50), np.zeros(50)
+        for step, g in enumerate(grads, start=1):
+            theirs.grad = torch.tensor(g)
+            optimiser.step()
+            if name == "adamw":
+                getattr(kernels.adamw, side)(ours, g, m, v, 0.01, 0.8, 0.95, 1e-3, 0.2, step)
+            else:
+                getattr(kernels.sgd, side)(ours, g, m, 0.01, 0.9, 0.2)
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("side", ["numba", "numpy"])
+@DTYPES
+@pytest.mark.parametrize(
+    "logits, label, loss",
+    [([1000, 1000], 0, math.log(2)), ([-1000, -1000], 1, math.log(2)), ([1e4, 0], 1, 1e4), ([1e4, 0], 0, 0)],
+)
+def test_cross_entropy_at_the_extremes(logits, label, loss, dtype, side):
+    got, p = getattr(kernels.cross_entropy, side)(np.array([logits], dtype), np.array([label]), 0.0)
+    np.testing.assert_allclose(got, loss, rtol=1e-6, atol=0)
+    assert np.isfinite(p).all() and abs(p.sum() - 1) < 1e-6
+
+
+@pytest.mark.parametrize("side", ["numba", "numpy"])
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_a_label_outside_of_the_classes_is_an_error(bad, side):
+    with pytest.raises(ValueError, match=r"0 … 2 .* 3 classes"):
+        getattr(kernels.cross_entropy, side)(np.zeros((2, 3)), np.array([0, bad]), 0.0)
+
+
+@pytest.mark.parametrize("side", ["numba", "numpy"])
+def test_squared_norm_does_not_overflow(side):
+    assert getattr(kernels.squared_norm, side)(np.array([3e20, 4e20], np.float32)) == pytest.approx(2.5e41, rel=1e-6)
+
+
+@pytest.mark.parametrize("side", ["numba", "numpy"])
+def test_layernorm_survives_a_large_mean(side):
+    """The one-pass variance Σ x² - D μ² would be off by thousands here."""
+    x = np.array([[4096, 4097, 4098, 4099]], np.float32)
+    y, _, _ = getattr(kernels.layernorm, side)(x, np.ones(4, np.float32), np.zeros(4, np.float32), 0.0)
+    np.testing.assert_allclose(y[0], np.array([-3, -1, 1, 3]) / math.sqrt(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["numba", "numpy"])
+@pytest.mark.parametrize("how", [((4, 4), 4, 0), ((3, 3), 1, 1), ((3, 2), 2, 1)])
+def test_col2im_is_the_adjoint_of_im2col(how, side, rng):
+    x = rng.standard_normal((2, 8, 12, 3))
+    cols = getattr(kernels.im2col, side)(x, *how)
+    y = rng.standard_normal(cols.shape)
+    back = getattr(kernels.col2im, side)(y, x.shape, *how)
+    assert (cols * y).sum() == pytest.approx((x * back).sum(), rel=1e-12)
+
+
+# elementary: called from loops, so tested in one
+
+
+@kernels.jit
+def exp_of(x, out):
+    for i in range(x.size):
+        out[i] = elementary.exp(x[i])
+
+
+@kernels.jit
+def normal_of(x, cdf, density):
+    for i in range(x.size):
+        cdf[i], density[i] = elementary.normal(x[i])
+
+
+def exps(x):
+    out = np.empty_like(x)
+    exp_of(x, out)
+    return out
+
+
+def test_exp_is_within_two_ulps_everywhere():
+    """Over every 1021st of all float32 numbers: an ulp is the distance of neighbouring floats at the true value."""
+    bits = np.arange(0, 2**32, 1021, dtype=np.uint64).astype(np.uint32)
+    x = bits.view(np.float32)
+    x = x[np.isfinite(x)]
+    with np.errstate(over="ignore", under="ignore"):
+        want = np.exp(x.astype(np.float64))
+        got = exps(x)
+        inside = want < 2.0**128 * (1 - 2.0**-25)  # beyond that the nearest float32 is infinity
+        assert np.isposinf(got[~inside]).all()
+        ulp = 2.0 ** (np.floor(np.log2(np.maximum(want[inside], 2.0**-126))) - 23)
+    assert (np.abs(got[inside] - want[inside]) / ulp).max() < 1.1
+
+
+def test_exp_at_the_extremes():
+    x = np.array([0, np.inf, -np.inf, 88.72283, 88.72284, -103.97, -103.98, np.nan], np.float32)
+    want = [1, np.inf, 0, 3.4028e38, np.inf, 2.0**-149, 0, np.nan]
+    np.testing.assert_allclose(exps(x), want, rtol=1e-4)
+    x = x.astype(np.float64)
+    np.testing.assert_array_equal(exps(x), np.exp(x))
+
+
+@pytest.mark.parametrize("dtype, relative, absolute", [(np.float32, 1.5e-6, 5e-7), (np.float64, 1e-14, 1e-15)])
+def test_normal_distribution_keeps_its_relative_accuracy_in_the_tail(dtype, relative, absolute):
+    x = np.linspace(-6, 6, 200_001).astype(dtype)
+    cdf, density = np.empty_like(x), np.empty_like(x)
+    normal_of(x, cdf, density)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(cdf, special.ndtr(exact), rtol=relative)
+    np.testing.assert_allclose(density, np.exp(-exact * exact / 2) / math.sqrt(2 * math.pi), rtol=relative)
+    np.testing.assert_allclose(  # erf(z) = 2 Φ(√2 z) - 1
+        2 * cdf.astype(np.float64) - 1, special.erf(exact / math.sqrt(2)), rtol=0, atol=absolute
+    )
+
+
+def test_normal_distribution_at_the_extremes():
+    x = np.array([-np.inf, -40, 40, np.inf, np.nan], np.float32)
+    cdf, density = np.empty_like(x), np.empty_like(x)
+    normal_of(x, cdf, density)
+    np.testing.assert_array_equal(cdf, [0, 0, 1, 1, np.nan])
+    np.testing.assert_array_equal(density, [0, 0, 0, 0, np.nan])
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the instructions' names are x86's")
+@pytest.mark.parametrize("module, loop", [("gelu", "_gelu_exact"), ("softmax", "softmax_rows")])
+def test_the_speed_comes_from_vector_instructions(module, loop):
+    """A loop that ceases to vectorise still computes the right numbers, several times more slowly."""
+    python = getattr(sys.modules[f"tinyvit.kernels.{module}"], loop).py_func
+    fresh = kernels.jit(python, cache=False)  # cached code cannot be inspected
+    x = np.ones((2, 3), np.float32)
+    fresh(*((x, np.float32(1)) if loop == "softmax_rows" else (x.ravel(), x.ravel())))
+    (assembly,) = fresh.inspect_asm().values()
+    assert "mulps" in assembly  # several products at once; mulss is one
+    assert "expf" not in assembly  # a call to the C library
+
+
+def test_backend_switches_and_comes_back():
+    assert kernels.backend() == "numba"
+    with kernels.use("numpy"):
+        assert kernels.backend() == "numpy"
+        with kernels.use("numba"):
+            assert kernels.backend() == "numba"
+        assert kernels.backend() == "numpy"
+    with pytest.raises(RuntimeError), kernels.use("numpy"):
+        raise RuntimeError
+    assert kernels.backend() == "numba"
+    with pytest.raises(ValueError, match="numba, numpy; got 'cuda'"), kernels.use("cuda"):
+        pass
+
+
+def test_a_kernel_runs_the_active_side():
+    both = kernels.Kernel(lambda: "spec").fast(lambda: "loop")
+    assert both() == "loop"
+    with kernels.use("numpy"):
+        assert both() == "spec"
+
+
+def test_an_edited_helper_moves_the_cache(tmp_path):
+    """Numba's own cache would go on serving kernels that were compiled with the old helper."""
+    source = Path(sys.modules["tinyvit.kernels"].__file__).parent
+    copy = tmp_path / "kernels"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    spec = importlib.util.spec_from_file_location("copied_backend", copy / "backend.py")
+    backend = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backend)
+    assert backend._fingerprint() in backend.CACHE_FOLDER.name
+    before = backend._fingerprint()
+    with open(copy / "elementary.py", "a", encoding="utf-8") as file:
+        file.write("# edited\n")
+    assert backend._fingerprint() != before
