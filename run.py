@@ -20,6 +20,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def reason():
     """One line from pip's many."""
     with open(LOG, errors="replace") as file:
         text = file.read()
-    if "No space left on device" in text:
+    if "No space left on device" in text or shutil.disk_usage(VENV).free < 2**20:  # then the log stayed empty
         return "the disk is full"
     if "Retrying (" in text:
         return "the package index is out of reach (check network and proxy, then run this again)"

@@ -1,13 +1,15 @@
 """How fast is each kernel on one core? `python benchmarks/kernels.py [name …]` prints a Markdown table.
 
-Beside the Numba kernel stand its own NumPy spec and, where it is installed, PyTorch; all with one thread, float32. The
-contenders take turns within each round, so that a busy moment of the machine hits all of them; a time is the median of
-the rounds. `ns` is time for one element of the largest array, an attention matrix included.
+Beside the Numba kernel stand its own NumPy spec and, where it is installed, PyTorch; all with one thread,
+float32. The contenders take turns within each round, so that a busy moment of the machine hits all of them; a
+time is the median of the rounds. `ns` is time for one element of the largest array, an attention matrix
+included (batched_matmul: for one multiplication). The other columns are multiples of the kernel's time.
 """
 
 import argparse
 import os
 import time
+from functools import partial
 
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # before NumPy loads its BLAS
@@ -35,25 +37,16 @@ def probabilities(*shape):
     return kernels.softmax.numpy(normal(*shape))
 
 
-def forward(f):
+def forward(f, *tensors):
     """PyTorch's side of a forward kernel: without a graph."""
-
-    def run(*tensors):
-        with torch.no_grad():
-            return f(*tensors)
-
-    return run
+    return lambda: torch.no_grad()(f)(*tensors)
 
 
-def backward(f):
-    """PyTorch's side of a backward kernel: `setup` builds the graph once, `run` walks it."""
-
-    def setup(*tensors):
-        y = f(*(t.requires_grad_() for t in tensors))
-        g = torch.randn_like(y)
-        return lambda: torch.autograd.grad(y, tensors, g, retain_graph=True)
-
-    return setup
+def backward(f, *tensors):
+    """PyTorch's side of a backward kernel: the graph is built once, only the walk is measured."""
+    y = f(*(t.requires_grad_() for t in tensors))
+    g = torch.randn_like(y)
+    return lambda: torch.autograd.grad(y, tensors, g, retain_graph=True)
 
 
 def heads_of(qkv, heads):
@@ -62,7 +55,7 @@ def heads_of(qkv, heads):
 
 
 def attend(heads, scale):
-    """The same mathematics in PyTorch operators, keeping p as our kernel does (its fused kernel returns no p)."""
+    """The same mathematics in PyTorch operators, keeping p as our kernel does."""
 
     def f(qkv):
         q, k, v = heads_of(qkv, heads)
@@ -81,18 +74,20 @@ def sdpa(heads, scale):
 
 
 def cases():
-    """(kernel's name, shape, elements, kernel, its arguments, PyTorch contenders as {label: callable without arguments})"""
+    """(name, shape, elements, kernel, its arguments, PyTorch contenders as {label: callable})"""
     t = torch.from_numpy if torch else None
 
     def case(name, shape, elements, args, tensors=(), back=False, **contenders):
         run = {}
         for label, f in contenders.items() if torch else ():
             leaves = [t(a.copy()) for a in tensors]
-            run[label] = backward(f)(*leaves) if back else (lambda f=f, leaves=leaves: forward(f)(*leaves))
+            run[label] = (backward if back else forward)(f, *leaves)
         return name, shape, elements, getattr(kernels, name), args, run
 
-    for B, N, D, H in (32, 17, 48, 4), (64, 17, 64, 4), (64, 50, 64, 4), (64, 65, 192, 3):
-        qkv, g, scale, shape = normal(B, N, 3 * D), normal(B, N, D), (D // H) ** -0.5, f"B={B} N={N} D={D} H={H}"
+    shapes = (32, 17, 48, 4), (64, 17, 64, 4), (64, 50, 64, 4), (64, 65, 192, 3)
+    for B, N, D, H in shapes:
+        qkv, g, scale = normal(B, N, 3 * D), normal(B, N, D), (D // H) ** -0.5
+        shape = f"B={B} N={N} D={D} H={H}"
         p = kernels.attention.numpy(qkv, H, scale)[1]
         work = max(qkv.size, p.size)
         rivals = dict(torch=attend(H, scale), sdpa=sdpa(H, scale)) if torch else {}
@@ -104,24 +99,27 @@ def cases():
                    torch=lambda a, b: a @ b)
     for shape in (64 * 4 * 17, 17), (64 * 4 * 65, 65), (64, 1000):
         x, g, p = normal(*shape), normal(*shape), probabilities(*shape)
-        yield case("softmax", shape, x.size, (x,), [x], torch=lambda x: torch.softmax(x, -1))
-        yield case("softmax_backward", shape, x.size, (p, g), [x], back=True, torch=lambda x: torch.softmax(x, -1))
+        soft = partial(torch.softmax, dim=-1) if torch else None
+        yield case("softmax", shape, x.size, (x,), [x], torch=soft)
+        yield case("softmax_backward", shape, x.size, (p, g), [x], back=True, torch=soft)
     for M, D in (64 * 17, 64), (64 * 65, 192):
         x, g, gamma, beta = normal(M, D), normal(M, D), normal(D), normal(D)
         _, mean, rstd = kernels.layernorm.numpy(x, gamma, beta, 1e-6)
         norm = (lambda x, gamma, beta: F.layer_norm(x, x.shape[1:], gamma, beta)) if torch else None
         yield case("layernorm", (M, D), x.size, (x, gamma, beta, 1e-6), [x, gamma, beta], torch=norm)
-        yield case("layernorm_backward", (M, D), x.size, (x, gamma, mean, rstd, g), [x, gamma, beta], back=True, torch=norm)
+        args = x, gamma, mean, rstd, g
+        yield case("layernorm_backward", (M, D), x.size, args, [x, gamma, beta], back=True, torch=norm)
     for M, D in (64 * 17, 128), (64 * 65, 768):
         x, g = normal(M, D), normal(M, D)
         for tanh in False, True:
-            f = lambda x, kind="tanh" if tanh else "none": F.gelu(x, approximate=kind)  # noqa: E731
+            f = partial(F.gelu, approximate="tanh" if tanh else "none") if torch else None
             shape = f"({M}, {D}) {'tanh' if tanh else 'exact'}"
             yield case("gelu", shape, x.size, (x, tanh), [x], torch=f)
             yield case("gelu_backward", shape, x.size, (x, g, tanh), [x], back=True, torch=f)
     for B, C in (128, 10), (128, 1000):
         z, labels, g, p = normal(B, C), rng.integers(0, C, B), normal(B), probabilities(B, C)
-        f = lambda z, labels=labels: F.cross_entropy(z, t(labels), reduction="none", label_smoothing=0.1)  # noqa: E731
+        how = dict(reduction="none", label_smoothing=0.1)
+        f = partial(F.cross_entropy, target=t(labels), **how) if torch else None
         yield case("cross_entropy", (B, C), z.size, (z, labels, 0.1), [z], torch=f)
         yield case("cross_entropy_backward", (B, C), z.size, (p, labels, g, 0.1), [z], back=True, torch=f)
     for kernel, stride, padding in ((4, 4), 4, 0), ((3, 3), 1, 1):
@@ -160,14 +158,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="kernels to measure, e.g. gelu attention; default all")
     names = parser.parse_args().names
-    print("| kernel | shape | ns | µs | NumPy spec | PyTorch | its fused attention |\n|---|---|---:|---:|---:|---:|---:|")
+    print("| kernel | shape | ns | µs | NumPy spec | PyTorch | its fused attention |")
+    print("|---|---|---:|---:|---:|---:|---:|")
     for name, shape, elements, kernel, args, rivals in cases():
         if names and name not in names:
             continue
-        times = measure({"numba": lambda: kernel.numba(*args), "numpy": lambda: kernel.numpy(*args)} | rivals)  # noqa: B023
-        own = times["numba"]
-        ratio = [f"{times[label] / own:.2f}×" if label in times else "" for label in ("numpy", "torch", "sdpa")]
-        print(f"| {name} | {shape} | {own / elements * 1e9:.3f} | {own * 1e6:.1f} |", " | ".join(ratio), "|", flush=True)
+        own = {"numba": partial(kernel.numba, *args), "numpy": partial(kernel.numpy, *args)}
+        times = measure(own | rivals)
+        best = times["numba"]
+        columns = ("numpy", "torch", "sdpa")
+        ratio = [f"{times[label] / best:.2f}×" if label in times else "" for label in columns]
+        row = name, str(shape), f"{best / elements * 1e9:.3f}", f"{best * 1e6:.1f}", *ratio
+        print("|", " | ".join(row), "|", flush=True)
 
 
 if __name__ == "__main__":

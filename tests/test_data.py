@@ -533,7 +533,7 @@ def test_a_class_that_training_lacks(pets):
 
 @pytest.mark.parametrize("limit", [20, 10])
 def test_a_decompression_bomb_is_not_decoded(pets, monkeypatch, limit):
-    """Protects: Pillow only warns of a picture up to twice its limit (6x5 above 20); here that is an error too."""
+    """Protects: Pillow only warns of a picture up to twice its limit (6x5 above 20); here it is an error."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(DataError, match="40 of 40 are not.*decompression bomb"):
         load(pets)

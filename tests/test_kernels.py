@@ -1,4 +1,4 @@
-"""Every Numba kernel computes what its NumPy spec says: over shapes, dtypes and memory layouts, with NaN, at the extremes."""
+"""Every Numba kernel computes what its NumPy spec says, over shapes, dtypes and layouts, and with NaN."""
 
 import importlib.util
 import math
@@ -52,32 +52,47 @@ def col2im_args(r, shape, kernel, stride, padding):
     return r(B, oh, ow, kernel[0] * kernel[1] * C), shape, kernel, stride, padding
 
 
-# kernel, its arguments from r, which draws an array of a shape, and the sizes to try: single rows, odd ones, no batch
+ATTENTION_SIZES = [(2, 17, 48, 4), (1, 1, 3, 3), (3, 5, 7, 1), (1, 65, 32, 2), (0, 5, 8, 2)]
+LABELLED_SIZES = [(9, 10, 0.0), (9, 10, 0.1), (1, 2, 0.5), (0, 3, 0.1)]  # B, C, smoothing
+WINDOW_SIZES = [
+    ((2, 8, 12, 3), (4, 4), 4, 0),  # patches
+    ((2, 7, 5, 2), (3, 3), 1, 1),
+    ((1, 9, 8, 1), (3, 2), 2, 1),
+    ((1, 3, 3, 1), (3, 3), 1, 0),
+    ((0, 4, 4, 1), (2, 2), 2, 0),
+]
+
+# kernel, its arguments from r, which draws an array of a shape, and the sizes to try: single rows, odd ones,
+# no batch
 TABLE = [
     ("softmax", lambda r, *s: (r(*s),), [(3, 5, 17), (1, 1), (7,), (0, 4), (2, 5000)]),
-    ("softmax_backward", lambda r, *s: (kernels.softmax.numpy(r(*s)), r(*s)), [(3, 5, 17), (1, 1), (7,), (0, 4)]),
-    ("attention", lambda r, B, N, D, H: (r(B, N, 3 * D), H, (D // H) ** -0.5),
-     [(2, 17, 48, 4), (1, 1, 3, 3), (3, 5, 7, 1), (1, 65, 32, 2), (0, 5, 8, 2)]),
-    ("attention_backward", attention_backward_args, [(2, 17, 48, 4), (1, 1, 3, 3), (3, 5, 7, 1), (1, 65, 32, 2), (0, 5, 8, 2)]),
+    ("softmax_backward", lambda r, *s: (kernels.softmax.numpy(r(*s)), r(*s)),
+     [(3, 5, 17), (1, 1), (7,), (0, 4)]),
+    ("attention", lambda r, B, N, D, H: (r(B, N, 3 * D), H, (D // H) ** -0.5), ATTENTION_SIZES),
+    ("attention_backward", attention_backward_args, ATTENTION_SIZES),
     ("batched_matmul", lambda r, B, M, K, N: (r(B, M, K), r(B, K, N)),
      [(3, 17, 16, 17), (1, 1, 1, 1), (2, 4, 1, 5), (2, 7, 33, 3), (0, 2, 3, 4)]),
     ("layernorm", lambda r, M, D: (r(M, D), r(D), r(D), 1e-6), [(7, 48), (1, 5), (3, 1), (2, 33), (0, 8)]),
     ("layernorm_backward", layernorm_backward_args, [(7, 48), (1, 5), (2, 33), (0, 8)]),
-    ("gelu", lambda r, tanh, *s: (3 * r(*s), tanh), [(False, 5, 99), (True, 5, 99), (False, 1), (True, 2, 3, 4), (False, 0, 3)]),
-    ("gelu_backward", lambda r, tanh, *s: (3 * r(*s), r(*s), tanh), [(False, 5, 99), (True, 5, 99), (True, 1), (False, 0, 3)]),
-    ("cross_entropy", lambda r, B, C, s: (3 * r(B, C), labels(B, C), s), [(9, 10, 0.0), (9, 10, 0.1), (1, 2, 0.5), (0, 3, 0.1)]),
+    ("gelu", lambda r, tanh, *s: (3 * r(*s), tanh),
+     [(False, 5, 99), (True, 5, 99), (False, 1), (True, 2, 3, 4), (False, 0, 3)]),
+    ("gelu_backward", lambda r, tanh, *s: (3 * r(*s), r(*s), tanh),
+     [(False, 5, 99), (True, 5, 99), (True, 1), (False, 0, 3)]),
+    ("cross_entropy", lambda r, B, C, s: (3 * r(B, C), labels(B, C), s), LABELLED_SIZES),
     ("cross_entropy_backward", lambda r, B, C, s: (kernels.softmax.numpy(r(B, C)), labels(B, C), r(B), s),
-     [(9, 10, 0.0), (9, 10, 0.1), (1, 2, 0.5), (0, 3, 0.1)]),
-    ("im2col", lambda r, shape, *how: (r(*shape), *how),
-     [((2, 8, 12, 3), (4, 4), 4, 0), ((2, 7, 5, 2), (3, 3), 1, 1), ((1, 9, 8, 1), (3, 2), 2, 1), ((1, 3, 3, 1), (3, 3), 1, 0),
-      ((0, 4, 4, 1), (2, 2), 2, 0)]),
-    ("col2im", col2im_args,
-     [((2, 8, 12, 3), (4, 4), 4, 0), ((2, 7, 5, 2), (3, 3), 1, 1), ((1, 9, 8, 1), (3, 2), 2, 1), ((1, 3, 3, 1), (3, 3), 1, 0),
-      ((0, 4, 4, 1), (2, 2), 2, 0)]),
+     LABELLED_SIZES),
+    ("im2col", lambda r, shape, *how: (r(*shape), *how), WINDOW_SIZES),
+    ("col2im", col2im_args, WINDOW_SIZES),
     ("squared_norm", lambda r, n: (r(n),), [(1001,), (1,), (0,)]),
 ]  # fmt: skip
-CASES = [pytest.param(name, make, size, id=f"{name}-{size}") for name, make, sizes in TABLE for size in sizes]
-FIRST = [pytest.param(name, make, size, id=f"{name}-{size}") for name, make, sizes in TABLE for size in sizes[:2]]
+
+
+def cases(most=None):
+    """One test for each kernel and size, or for each kernel and its first `most` sizes."""
+    table = [(name, make, size) for name, make, sizes in TABLE for size in sizes[:most]]
+    return [pytest.param(*row, id=f"{row[0]}-{row[2]}") for row in table]
+
+
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -86,7 +101,7 @@ def arrays(result):
 
 
 def assert_same(got, want, dtype):
-    """The same dtype, shape and numbers, relative to the result's scale; results are C-contiguous and writeable."""
+    """Same dtype, shape and numbers, relative to the result's scale; C-contiguous and writeable."""
     for a, b in zip(arrays(got), arrays(want), strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
         assert a.flags.c_contiguous and a.flags.writeable
@@ -95,7 +110,7 @@ def assert_same(got, want, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("name, make, size", CASES)
+@pytest.mark.parametrize("name, make, size", cases())
 def test_kernel_equals_its_spec(name, make, size, dtype, rng):
     pair = getattr(kernels, name)
     args = make(draw(rng, dtype), *size)
@@ -118,19 +133,29 @@ def read_only(a):
     return a
 
 
+def specialisations():
+    """How many versions of kernels exist in this process, by their argument types."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("tinyvit.kernels.")]
+    loops = [f for module in modules for f in vars(module).values() if hasattr(f, "py_func")]
+    return sum(len(f.signatures) for f in loops)
+
+
 @DTYPES
 @pytest.mark.parametrize("layout", [strided, read_only, np.asfortranarray])
-@pytest.mark.parametrize("name, make, size", [case for case in FIRST if case.values[0] != "squared_norm"])
+@pytest.mark.parametrize("name, make, size", cases(2)[:-2])  # all but squared_norm, which reads a flat buffer
 def test_layout_does_not_matter(name, make, size, layout, dtype, rng):
-    """And compiles nothing more: each stray layout would cost a reader a second."""
+    """And compiles nothing more: a kernel compiled for each stray layout would cost a reader a second."""
     pair = getattr(kernels, name)
     args = make(draw(rng, dtype), *size)
+    pair.numba(*args)
+    compiled = specialisations()
     views = [layout(a) if isinstance(a, np.ndarray) else a for a in args]
     assert_same(pair.numba(*views), pair.numpy(*args), dtype)
+    assert specialisations() == compiled
 
 
 @DTYPES
-@pytest.mark.parametrize("name, make, size", FIRST)
+@pytest.mark.parametrize("name, make, size", cases(2))
 def test_nan_comes_out_where_the_spec_says(name, make, size, dtype, rng):
     """A compiler that may assume "no NaN" would hide a diverged run."""
     pair = getattr(kernels, name)
@@ -213,7 +238,8 @@ def test_a_label_outside_of_the_classes_is_an_error(bad, side):
 
 @pytest.mark.parametrize("side", ["numba", "numpy"])
 def test_squared_norm_does_not_overflow(side):
-    assert getattr(kernels.squared_norm, side)(np.array([3e20, 4e20], np.float32)) == pytest.approx(2.5e41, rel=1e-6)
+    g = np.array([3e20, 4e20], np.float32)
+    assert getattr(kernels.squared_norm, side)(g) == pytest.approx(2.5e41, rel=1e-6)
 
 
 @pytest.mark.parametrize("side", ["numba", "numpy"])
@@ -256,7 +282,7 @@ def exps(x):
 
 
 def test_exp_is_within_two_ulps_everywhere():
-    """Over every 1021st of all float32 numbers: an ulp is the distance of neighbouring floats at the true value."""
+    """Over every 1021st of all float32 numbers: an ulp is the distance of neighbouring floats there."""
     bits = np.arange(0, 2**32, 1021, dtype=np.uint64).astype(np.uint32)
     x = bits.view(np.float32)
     x = x[np.isfinite(x)]
@@ -277,16 +303,16 @@ def test_exp_at_the_extremes():
     np.testing.assert_array_equal(exps(x), np.exp(x))
 
 
-@pytest.mark.parametrize("dtype, relative, absolute", [(np.float32, 1.5e-6, 5e-7), (np.float64, 1e-14, 1e-15)])
-def test_normal_distribution_keeps_its_relative_accuracy_in_the_tail(dtype, relative, absolute):
+@pytest.mark.parametrize("dtype, rtol, atol", [(np.float32, 1.5e-6, 5e-7), (np.float64, 1e-14, 1e-15)])
+def test_normal_distribution_keeps_its_relative_accuracy_in_the_tail(dtype, rtol, atol):
     x = np.linspace(-6, 6, 200_001).astype(dtype)
     cdf, density = np.empty_like(x), np.empty_like(x)
     normal_of(x, cdf, density)
     exact = x.astype(np.float64)
-    np.testing.assert_allclose(cdf, special.ndtr(exact), rtol=relative)
-    np.testing.assert_allclose(density, np.exp(-exact * exact / 2) / math.sqrt(2 * math.pi), rtol=relative)
+    np.testing.assert_allclose(cdf, special.ndtr(exact), rtol=rtol)
+    np.testing.assert_allclose(density, np.exp(-exact * exact / 2) / math.sqrt(2 * math.pi), rtol=rtol)
     np.testing.assert_allclose(  # erf(z) = 2 Φ(√2 z) - 1
-        2 * cdf.astype(np.float64) - 1, special.erf(exact / math.sqrt(2)), rtol=0, atol=absolute
+        2 * cdf.astype(np.float64) - 1, special.erf(exact / math.sqrt(2)), rtol=0, atol=atol
     )
 
 

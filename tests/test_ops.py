@@ -143,6 +143,16 @@ def test_basic_indexing_is_numpys(array, data):
     np.testing.assert_array_equal(x.grad, expected)
 
 
+def test_astype_between_the_two_floats():
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    y = x.astype(np.float64) * np.arange(3.0)
+    assert y.dtype == np.float64
+    y.sum().backward()
+    assert x.grad.dtype == np.float32 and x.grad.tolist() == [0, 1, 2]
+    with pytest.raises(TypeError, match="astype must return float32"):
+        x.astype(np.int64)
+
+
 def test_ties_share_the_gradient():
     x = Tensor(np.array([1.0, 3.0, 3.0]), requires_grad=True)
     x.max().backward()

@@ -43,8 +43,10 @@ def test_logits_and_gradients(case, backend, dtype, logits, gradients):
     comparison.assert_close(ours, (case.logits, case.loss, case.gradients), logits, gradients)
 
 
-def test_fifty_steps_of_adamw(case, backend):
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("float64", 1e-5)])
+def test_fifty_steps_of_adamw(case, backend, dtype, tolerance):
     """The optimiser: which parameters decay, momentum, bias correction, clipping, the learning rates."""
-    model = case.model()
+    model = case.model(dtype)
     losses = comparison.train(model, AdamW(model, **case.adamw()), *case.run())
-    np.testing.assert_allclose(losses, case.losses, rtol=1e-3)
+    # Not closer in float64, because torch's clipping adds 1e-6 to the norm, and steps that follow enlarge that.
+    np.testing.assert_allclose(losses, case.losses, rtol=tolerance)

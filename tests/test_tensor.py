@@ -153,7 +153,7 @@ def test_pullbacks_learn_which_inputs_want_a_gradient():
         return a + b + c, pullback
 
     op(leaf(2), Tensor(np.ones(2)), np.ones(2)).sum().backward()
-    assert told == [(True, False, False)]
+    assert told == [[True, False, False]]
 
 
 def test_seed_gradient():

@@ -65,7 +65,7 @@ class Node:
 
     __slots__ = ("order", "op", "pullback", "parents", "shape", "dtype", "wanted", "static", "tensor", "__weakref__")
 
-    def __init__(self, op, array, *, pullback=None, parents=(), wanted=True, static=None, tensor=None):
+    def __init__(self, op, array, pullback=None, parents=(), wanted=True, static=None, tensor=None):
         self.order = _next_order()  # grows with time, so that an input's number is below its consumers'
         self.op = op
         self.shape = array.shape
@@ -259,7 +259,7 @@ def walk(root, gradient):
             )
         pullback, parents = node.pullback, node.parents
         node.pullback, node.parents = None, ()  # from here on only this loop holds the activations
-        wanted = tuple(parent is not None and parent.wanted for parent in parents)
+        wanted = [parent is not None and parent.wanted for parent in parents]
         if pullback.__code__.co_argcount == 2:  # pullback(g, wanted) skips what nobody needs
             gradients = pullback(gradient, wanted)
         else:
@@ -290,7 +290,7 @@ def accumulate(leaf, gradient):
 def fit(gradient, parent, op):
     """Undo broadcasting: an input that was stretched to the output's shape gets the sum over its copies."""
     shape = parent.shape
-    if gradient.dtype != parent.dtype:
+    if gradient.dtype is not parent.dtype:
         raise TypeError(
             f"the pullback of {op} returned {gradient.dtype} for a {parent.dtype} input; a NumPy scalar in the formula "
             "promotes float32, a Python float does not"
@@ -316,41 +316,48 @@ def differentiable(op):
     Positional arguments may be Tensors, arrays or numbers (constants, copied to the tensors' dtype) or None (absent).
     The pullback maps dL/d(output) to a tuple with dL/d(input) for each positional argument (or the bare array if there is
     one); it may have the output's broadcast shape, `fit` sums it. A pullback that takes a second parameter is told which
-    inputs want a gradient, a tuple of bools, and may return None for the others.
+    inputs want a gradient, a list of bools, and may return None for the others.
     """
 
     name = op.__name__.lstrip("_")
 
     @functools.wraps(op)
     def record(*inputs, **static):
-        dtype = None
+        dtype, graph = None, False
         for x in inputs:
             if isinstance(x, Tensor):
-                if dtype is not None and x.dtype != dtype:
-                    raise TypeError(
-                        f"{name}: tensors must share one dtype, got {dtype} and {x.dtype}; convert with .astype()"
-                    )
-                dtype = x.dtype
-        arrays = tuple(
-            x._array if isinstance(x, Tensor) else None if x is None else as_array(x, dtype) for x in inputs
-        )
+                graph = graph or x.requires_grad
+                own = x._array.dtype
+                if dtype is None:
+                    dtype = own
+                elif own is not dtype:
+                    raise TypeError(f"{name}: tensors must share one dtype, got {dtype} and {own}; convert with .astype()")
+        arrays = [x._array if isinstance(x, Tensor) else constant(x, dtype) for x in inputs]
         try:
             out, pullback = op(*arrays, **static)
         except ValueError as error:
             shapes = " and ".join(str(a.shape) for a in arrays if a is not None)
             raise ValueError(f"{name}: shapes {shapes} do not fit: {error}") from None
-        out = np.asarray(out)  # a full reduction gives a NumPy scalar
-        if out.dtype not in FLOATS or dtype not in (None, out.dtype):
+        if not isinstance(out, np.ndarray):
+            out = np.asarray(out)  # a full reduction gives a NumPy scalar
+        if out.dtype is not dtype and (out.dtype not in FLOATS or (dtype is not None and "dtype" not in static)):
             raise TypeError(f"{name} must return {dtype or 'floats'} for {dtype or 'such'} inputs, not {out.dtype}")
         if _checking.get() and not np.isfinite(out).all():
             if all(np.isfinite(a).all() for a in arrays if a is not None):
                 raise FloatingPointError(f"{name} {out.shape} is the first op with a non-finite result")
-        if not _recording.get() or not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        if not graph or not _recording.get():
             return Tensor.wrap(out)
-        parents = tuple(x.node() if isinstance(x, Tensor) else None for x in inputs)
-        return Tensor.wrap(out, Node(name, out, pullback=pullback, parents=parents, static=static))
+        parents = [x.node() if isinstance(x, Tensor) else None for x in inputs]
+        return Tensor.wrap(out, Node(name, out, pullback, parents, static=static))
 
     return record
+
+
+def constant(x, dtype):
+    """A positional argument that is no Tensor: None stays, a number takes the quick way."""
+    if x is None:
+        return None
+    return np.array(x, dtype) if dtype is not None and type(x) in (float, int) else as_array(x, dtype)
 
 
 def as_array(data, dtype=None):

@@ -20,11 +20,12 @@ from matplotlib.path import Path as Curve
 from matplotlib.style import context
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from tinyvit.tape import Row
 from tinyvit.train.checkpoint import write_atomically
 
-BLUE, ORANGE, INK, GREY, FAINT = "#0072B2", "#E69F00", "#222222", "#767676", "#E4E4E4"
+BLUE, ORANGE, INK, GREY, FAINT = "#0072B2", "#E69F00", "#222222", "#666666", "#E4E4E4"
 WIDTH = 6.0  # inches: 8 pt stay legible where a page shows the figure 600 pixels wide
 STYLE = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -50,7 +51,7 @@ def styled(draw):
 
 
 class Picture(Figure):
-    """A Figure that a notebook shows without pyplot; in our style also what is made only when drawing, as ticks."""
+    """A Figure that a notebook shows without pyplot. Drawing makes the ticks, so that is styled too."""
 
     draw = styled(Figure.draw)
 
@@ -211,7 +212,7 @@ def _image_grid(images, captions, columns, title, panels=1):
     """
     B, h, w, C = images.shape
     columns = min(B, columns)
-    gap, line = 0.06, 8 * 1.25 / 72  # a line of 8 pt
+    gap, line = 0.06, 8 * 1.3 / 72  # a line of 8 pt
     width = min((WIDTH - gap) / columns - gap, 1.6)
     height = width * h / w
     captions = [_wrapped(lines, width + gap) for lines in captions]
@@ -230,7 +231,7 @@ def _image_grid(images, captions, columns, title, panels=1):
         cells[b, panel] = axes
     for (axes, *_), image, caption in zip(cells, images, captions, strict=True):
         axes.imshow(image[..., 0] if C == 1 else image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(caption, pad=2)
+        axes.set_title(caption, pad=3.5)
     return figure, cells
 
 
@@ -297,7 +298,7 @@ def draw_tape(tape, most=60):
     axes.set_axis_off()
     some = f"{len(rows)} rows"
     if len(rows) < len(tape.rows):
-        some = f"too long to draw: the last {len(rows)} of {len(tape.rows)} rows"
+        some = f"too long to draw whole: the last {len(rows)} of {len(tape.rows)} rows"
     figure.suptitle(f"{some}, remembering {_bytes(sum(row.remembered for row in rows))}", y=1 - 0.08 / height)
     about = "darker: remembers more for the backward pass · grey: a parameter or an input"
     axes.text(0, 0.38, about, ha="center", va="center")
@@ -312,14 +313,17 @@ def draw_tape(tape, most=60):
 
 @dataclass(eq=False)
 class _Item:
-    """A box of the graph; or, with row None, a bend: where a long edge passes between the boxes of a layer."""
+    """A box of the graph; or, with row None, a bend: where a long edge passes between the boxes of a layer.
+
+    A port says where an arrow arrives: in inches from the reader's centre.
+    """
 
     row: Row | None
     layer: int
     width: float = 0.12  # inches
     x: float = 0.0  # of the centre
-    inputs: list = field(default_factory=list)  # (item in the layer above, port: inches from our centre)
-    readers: list = field(default_factory=list)  # (item in the layer below, port: inches from its centre)
+    inputs: list = field(default_factory=list)  # (item in the layer above, port)
+    readers: list = field(default_factory=list)  # (item in the layer below, port)
 
     @property
     def leaf(self):
@@ -368,10 +372,11 @@ def _link(above, item, port):
 
 
 def _place(items, depth):
-    """Set every item's x, so that edges are short and nothing overlaps, centred about 0; returns the full width.
+    """Set every item's x, centred about 0, so that edges are short and nothing overlaps; returns the width.
 
-    Each item wishes to stand amid its neighbours. Layer by layer, downwards and upwards in turn, items are sorted
-    by that wish and moved no more than is needed to keep apart (the barycentre method of Sugiyama et al. 1981).
+    Each item wishes to stand amid its neighbours. Layer by layer, downwards and upwards in turn, they are
+    sorted by that wish, and moved no more than is needed to keep apart. Source: Sugiyama et al. 1981, the
+    barycentre method.
     """
     layers = [[item for item in items if item.layer == layer] for layer in range(depth)]
     for sweep in range(24):
@@ -379,8 +384,8 @@ def _place(items, depth):
         for layer in layers if down else reversed(layers):
             wishes = []
             for item in layer:
-                lean = 1 if item.leaf else 0.1  # ops a little towards their port, enough to put them in order
-                above = [(other.x - 0.1 * port, other.weight) for other, port in item.inputs]
+                lean = 1 if item.leaf else 0.1  # an op just so much towards its port that the order is right
+                above = [(other.x, other.weight) for other, _ in item.inputs]
                 below = [(other.x + lean * port, other.weight) for other, port in item.readers]
                 near = above + below if sweep >= 20 else above if down and above else below
                 total = sum(weight for _, weight in near)
@@ -396,20 +401,14 @@ def _place(items, depth):
 def _spread(layer, wishes, gap=0.12):
     """Place a layer's items in the order of their wishes, side by side, as near to the wishes as can be.
 
-    Measured from where each would stand if all were packed, "no overlap" reads "not decreasing". The nearest such
-    sequence in weighted squares: merge neighbours in the wrong order into their mean (isotonic regression).
+    Measured from where each would stand if all were packed, "no overlap" reads "not decreasing"; the nearest
+    such sequence, in weighted squares, is the isotonic regression of the wishes.
     """
     order = np.argsort(wishes, kind="stable")
     items = [layer[i] for i in order]
     packed = np.cumsum([item.width + gap for item in items]) - [item.width / 2 for item in items]
-    groups = []  # (mean, weight, count)
-    for item, wish in zip(items, wishes[order] - packed, strict=True):
-        groups.append((wish, item.weight, 1))
-        while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
-            (b, v, n), (a, w, m) = groups.pop(), groups.pop()
-            groups.append(((a * w + b * v) / (w + v), w + v, m + n))
-    means = np.repeat([mean for mean, _, _ in groups], [count for _, _, count in groups])
-    for item, x in zip(items, means + packed, strict=True):
+    nearest = isotonic_regression(wishes[order] - packed, weights=[item.weight for item in items])
+    for item, x in zip(items, nearest.x + packed, strict=True):
         item.x = float(x)
 
 
@@ -428,7 +427,7 @@ def _draw_box(axes, item, share):
 
 
 def _draw_edge(axes, item, above, port):
-    """From the item's port up to the next box: curved between layers, straight through the bend within one."""
+    """From the item's port up to the next box: curved between layers, straight through a bend within one."""
     points, codes = [(item.x + port, item.top)], [Curve.MOVETO]
     while True:
         x, y = points[-1]
@@ -463,4 +462,4 @@ def _bytes(count):
 
 def _inches(text):
     """How wide 8 pt text is."""
-    return TextPath((0, 0), text, size=8).get_extents().width / 72
+    return TextPath((0, 0), text, size=8).vertices[:, 0].max() / 72

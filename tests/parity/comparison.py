@@ -25,7 +25,7 @@ class Case:
     weights: {path: float32 array}. pixels: (M, h, w, C) uint8. labels: (M,) int64.
     batches: (steps, B), places in the pool.
     logits (B, K), loss and gradients {path: array}: of the first batch, in float64.
-    losses: (steps,), before each step of AdamW in float32.
+    losses: (steps,), before each step of AdamW, in float64 too, so that PyTorch's own rounding does not show.
     """
 
     name: str

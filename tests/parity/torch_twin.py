@@ -1,8 +1,8 @@
 """A second opinion: the same Vision Transformer in PyTorch, by the routes that PyTorch users take.
 
-Nothing here imports tinyvit, and where there is a choice it is the other one: patches by a strided convolution,
-not by a reshape, channels first, weights (out, in), PyTorch's own attention, cross-entropy, AdamW and
-clipping. What agrees with this file to rounding agrees by meaning and not by sharing a mistake.
+Nothing here imports tinyvit, and where there is a choice it is the other one: patches by strided convolution,
+not by reshape, channels first, weights (out, in), PyTorch's own attention, cross-entropy, AdamW and clipping.
+What agrees with this file to rounding agrees by meaning and not by sharing a mistake.
 
 In and out go tinyvit's `state_dict`s and arrays in tinyvit's layout: images (B, h, w, C), weights (in, out).
 """

@@ -4,19 +4,28 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
 
     backend         how a spec and its kernel become one function; the compiler's flags and its cache
     update          AdamW, SGD, norms: one loop over a flat array, the simplest kernels
+    elementary      how exp and the normal distribution become vector instructions
     softmax         a reduction, the maximum trick, and its backward pass
     layernorm       two reductions, and sums across rows
-    elementary      how exp and the normal distribution become vector instructions
     gelu            an elementwise function at the speed of memory
     cross_entropy   softmax and logarithm, fused
     matmul          many small matrix products
-    attention       all of the above in one kernel
+    attention       softmax between two matrix products, where q, k and v lie
     im2col          windows of an image as the rows of a matrix, for patches and convolutions
     warp            rotate, zoom and shift images, for augmentation
 """
 
 from tinyvit.kernels.attention import attention, attention_backward
-from tinyvit.kernels.backend import CACHE_FOLDER, Kernel, announce_compilation, backend, compiled_before, jit, kernel, use
+from tinyvit.kernels.backend import (
+    CACHE_FOLDER,
+    Kernel,
+    announce_compilation,
+    backend,
+    compiled_before,
+    jit,
+    kernel,
+    use,
+)
 from tinyvit.kernels.cross_entropy import cross_entropy, cross_entropy_backward
 from tinyvit.kernels.elementary import exp, normal
 from tinyvit.kernels.gelu import gelu, gelu_backward
@@ -28,8 +37,8 @@ from tinyvit.kernels.update import adamw, add_into, sgd, squared_norm
 from tinyvit.kernels.warp import warp
 
 __all__ = [
-    "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention", "attention_backward", "backend",
-    "batched_matmul", "col2im", "compiled_before", "cross_entropy", "cross_entropy_backward", "exp", "gelu",
-    "gelu_backward", "im2col", "jit", "kernel", "layernorm", "layernorm_backward", "normal", "sgd", "softmax",
-    "softmax_backward", "squared_norm", "use", "warp",
+    "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention",
+    "attention_backward", "backend", "batched_matmul", "col2im", "compiled_before", "cross_entropy",
+    "cross_entropy_backward", "exp", "gelu", "gelu_backward", "im2col", "jit", "kernel", "layernorm",
+    "layernorm_backward", "normal", "sgd", "softmax", "softmax_backward", "squared_norm", "use", "warp",
 ]  # fmt: skip

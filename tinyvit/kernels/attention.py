@@ -1,11 +1,12 @@
-"""Multi-head scaled dot-product attention, from the packed q, k, v to the heads' outputs (Vaswani et al. 2017, eq. 1).
+"""Multi-head attention, from the packed q, k, v to the heads' outputs (Vaswani et al. 2017, equation 1).
 
     p = softmax(scale q kᵀ),   out = p v,   for each image and each head
 
-Two matrix products and a softmax between them. Matrix products of NumPy arrays run in BLAS, which reads q, k and v where
-they lie in the packed array and writes the heads side by side, so that nothing is copied; the kernel fuses what NumPy does
-in seven passes over the scores into one, in place. FlashAttention (Dao et al. 2022) fuses the products as well and never
-stores p, which pays for thousands of tokens; a small ViT has at most a few hundred, and p is what we want to look at.
+Two matrix products and a softmax between them. Matrix products of NumPy arrays run in BLAS, which reads q, k
+and v where they lie in the packed array and writes the heads side by side, so that nothing is copied; the
+kernel fuses what NumPy does in six passes over the scores, in place and in blocks that stay in cache.
+FlashAttention (Dao et al. 2022) fuses the products as well and never stores p, which pays for thousands of
+tokens; a small ViT has at most a few hundred, and p is what we want to look at.
 """
 
 import numpy as np
@@ -22,9 +23,10 @@ def _heads(x, parts, heads):
 
 @kernel
 def attention(qkv, heads, scale):
-    """qkv (B, N, 3 D) = q | k | v, each of D = H K values in head-major order -> (out (B, N, D), p (B, H, N, N)).
+    """qkv (B, N, 3 D) -> (out (B, N, D), p (B, H, N, N)).
 
-    p[b, h, i, j] is the weight with which token i looks at token j; `scale` > 0 is 1/√K in the paper.
+    qkv is q | k | v along the last axis, each of D = H K values in head-major order. p[b, h, i, j] is the
+    weight with which token i looks at token j; `scale` > 0 is 1/√K in the paper.
     """
     q, k, v = _heads(qkv, 3, heads)
     p = softmax.numpy(q @ k.mT * qkv.dtype.type(scale))
@@ -49,8 +51,8 @@ def attention(qkv, heads, scale):
 def attention_backward(qkv, p, g, heads, scale):
     """The gradient with respect to qkv, from p of the forward pass and g = dL/dout (B, N, D).
 
-    out = p v:  dv = pᵀ g and dp = g vᵀ;   softmax:  ds = p (dp - Σ p dp);   s = scale q kᵀ:  dq = scale ds k and
-    dk = scale dsᵀ q.
+    out = p v:  dv = pᵀ g and dp = g vᵀ;   softmax:  ds = p (dp - Σ p dp);   s = scale q kᵀ:  dq = scale ds k
+    and dk = scale dsᵀ q.
     """
     (q, k, v), (g,) = _heads(qkv, 3, heads), _heads(g, 1, heads)
     ds = softmax_backward.numpy(p, g @ v.mT) * qkv.dtype.type(scale)

@@ -2,8 +2,8 @@
 
     loss = -Σ_c t_c log p_c,   p = softmax(z),   t = (1 - s) one-hot + s / C
 
-With log p_c = z_c - log Σ e^z this is log Σ e^z - (1 - s) z_label - s mean(z): no logarithm of a probability that may have
-rounded to 0, and with the maximum taken out nothing overflows.
+With log p_c = z_c - log Σ e^z this is log Σ e^z - (1 - s) z_label - s mean(z): no logarithm of a probability
+that may have rounded to 0, and with the maximum taken out nothing overflows.
 """
 
 import numpy as np

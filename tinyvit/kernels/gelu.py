@@ -2,8 +2,9 @@
 
     exact:  x Φ(x)        tanh:  x / 2 · (1 + tanh u) = x / (1 + e^(-2u)),   u = √(2/π) (x + 0.044715 x³)
 
-ViT uses the exact form; BERT and GPT-2 made the tanh form popular when erf was slow. Written with e^(-2u) it takes one exp,
-just as many as Φ here. Two loops, not a branch in one: a branch in a loop that should vectorise costs more than the code.
+ViT uses the exact form; BERT and GPT-2 made the tanh form popular when erf was slow. Written with e^(-2u) it
+takes one exp, just as many as Φ here. Two loops, not a branch in one: a branch in a loop that should
+vectorise costs more than the code.
 """
 
 import math

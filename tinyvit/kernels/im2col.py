@@ -1,8 +1,8 @@
-"""A convolution is a matrix product, once each window of the image is a row: im2col lays the windows out as rows.
+"""A convolution is a matrix product, once each window of the image is a row: im2col lays them out so.
 
-ViT's patch embedding is the special case stride = kernel, where every pixel lands in one row; with overlapping windows a
-pixel is copied several times, and the transpose, col2im, adds its gradients up again. Libraries avoid the copies by
-gathering windows inside the matrix product (cuDNN's implicit GEMM).
+ViT's patch embedding is the special case stride = kernel, where every pixel lands in one row; with
+overlapping windows a pixel is copied several times, and the transpose, col2im, adds its gradients up again.
+Libraries avoid the copies by gathering windows inside the matrix product (cuDNN's implicit GEMM).
 """
 
 import numpy as np
@@ -62,7 +62,7 @@ def _im2col(x, cols, down, right):
 
 @kernel
 def col2im(cols, shape, kernel, stride, padding):
-    """The transpose of im2col: cols (B, oh, ow, kh kw C) -> (B, h, w, C) = shape, where overlapping windows add."""
+    """The transpose of im2col: cols (B, oh, ow, kh kw C) -> (B, h, w, C) = shape; overlapping windows add."""
     (B, h, w, C), (kh, kw) = shape, kernel
     oh, ow = _out_size(shape, kernel, stride, padding)
     cols = cols.reshape(B, oh, ow, kh, kw, C)
@@ -79,7 +79,8 @@ def col2im(cols, shape, kernel, stride, padding):
     (B, h, w, C), (kh, kw) = shape, kernel
     oh, ow = _out_size(shape, kernel, stride, padding)
     x = np.zeros((B, h + 2 * padding, w + 2 * padding, C), cols.dtype)
-    _col2im(cols.reshape(B, oh, ow, kh, kw * C), x.reshape(B, h + 2 * padding, (w + 2 * padding) * C), stride, stride * C)
+    lines = x.reshape(B, h + 2 * padding, (w + 2 * padding) * C)
+    _col2im(cols.reshape(B, oh, ow, kh, kw * C), lines, stride, stride * C)
     return np.ascontiguousarray(x[:, padding : padding + h, padding : padding + w])
 
 

@@ -1,9 +1,10 @@
-"""Layer normalisation (Ba et al. 2016): each row gets mean 0 and variance 1, then a learnt scale γ and shift β.
+"""Layer normalisation (Ba et al. 2016): each row gets mean 0, variance 1, then a learnt scale γ and shift β.
 
     x̂ = (x - μ) / √(σ² + ε),   y = γ x̂ + β
 
-The variance takes a second pass over the row, Σ (x - μ)²: the one-pass form Σ x² - D μ² cancels where μ is large beside σ,
-and can even come out negative. The row is in cache by then, so that the second pass is nearly free.
+The variance takes a second pass over the row, Σ (x - μ)²: the one-pass form Σ x² - D μ² cancels where μ is
+large beside σ, and can even come out negative. The row is in cache by then, so that the second pass is nearly
+free.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ from tinyvit.kernels.backend import contiguous, jit, kernel
 
 @kernel
 def layernorm(x, gamma, beta, eps):
-    """x (M, D), gamma and beta (D,) -> (y (M, D), mean (M,), rstd (M,)), where rstd = 1 / √(variance + eps)."""
+    """x (M, D), gamma, beta (D,) -> (y (M, D), mean (M,), rstd (M,)), rstd = 1 / √(variance + eps)."""
     mean = x.mean(axis=1)
     centred = x - mean[:, None]
     rstd = 1 / np.sqrt((centred * centred).mean(axis=1) + x.dtype.type(eps))
@@ -50,8 +51,9 @@ def _layernorm(x, gamma, beta, eps, y, mean, rstd):
 def layernorm_backward(x, gamma, mean, rstd, g):
     """(dx (M, D), dgamma (D,), dbeta (D,)) from g = dL/dy (M, D) and the forward pass's mean and rstd.
 
-    With ĝ = g γ:  dx = rstd (ĝ - mean(ĝ) - x̂ mean(ĝ x̂)).  The two means are what flows back through μ and through σ: dx is
-    ĝ without its parts along the constant vector and along x̂, the two directions that the norm removes.
+    With ĝ = g γ:  dx = rstd (ĝ - mean(ĝ) - x̂ mean(ĝ x̂)).  The two means are what flows back through μ and
+    through σ: dx is ĝ without its parts along the constant vector and along x̂, the two directions that the
+    norm removes.
     """
     xhat = (x - mean[:, None]) * rstd[:, None]
     gh = g * gamma

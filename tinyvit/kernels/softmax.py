@@ -2,8 +2,8 @@
 
     p_j = e^(x_j - m) / Σ_k e^(x_k - m),   m = max_k x_k
 
-Any m gives the same p; the row's maximum keeps every exponent at or below 0, so nothing overflows. A row with a NaN is all
-NaN, so that a diverged run shows.
+Any m gives the same p; the row's maximum keeps every exponent at or below 0, so nothing overflows. A row with
+a NaN is all NaN, so that a diverged run shows.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def softmax_rows(p, scale):
                 m = max(m, row[j])
             for j in range(row.size):
                 row[j] = (row[j] - m) * scale
-        # Over the whole block at once: a row of 17 would be 16 numbers in one vector instruction and a lonely last one.
+        # Over the whole block at once: a row of 17 would be one vector of 16 numbers and a lonely last one.
         flat = block.reshape(-1)
         for i in range(flat.size):
             flat[i] = exp(flat[i])

@@ -1,7 +1,8 @@
 """One step of an optimiser over the flat buffer of all parameters, in place; and what surrounds it.
 
-NumPy needs a dozen passes over memory for AdamW, one for each operation. The loop makes one pass, which is all that counts
-here: the arithmetic is free while memory delivers the next element. PyTorch calls this `fused=True`.
+NumPy needs a dozen passes over memory for AdamW, one for each operation. The loop makes one pass, which is
+all that counts here: the arithmetic is free while memory delivers the next element. PyTorch calls this
+`fused=True`.
 """
 
 import math
@@ -13,12 +14,13 @@ from tinyvit.kernels.backend import jit, kernel
 
 @kernel
 def adamw(w, g, m, v, lr, beta1, beta2, eps, decay, step):
-    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2, as in PyTorch), in place on w, m and v, all 1-D.
+    """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2, as in PyTorch), in place; all arrays 1-D.
 
     w ← w (1 - lr decay);  m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²
     w ← w - lr m̂ / (√v̂ + ε),   m̂ = m / (1 - β₁^step),   v̂ = v / (1 - β₂^step)
 
-    `step` counts from 1. m and v start at 0 and so are too small at first; the division by 1 - β^step corrects for that.
+    `step` counts from 1. m and v start at 0 and so are too small at first; the division by 1 - β^step
+    corrects for that.
     """
     w *= 1 - lr * decay
     m += (1 - beta1) * (g - m)
