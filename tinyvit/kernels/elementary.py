@@ -11,7 +11,6 @@ float64 keeps the library's functions, slower and good to 16 digits: it is there
 import math
 
 import numpy as np
-from scipy.special import ndtr
 
 from tinyvit.kernels.backend import jit, numba
 
@@ -25,6 +24,8 @@ def exp(x):
 
 def normal(x):
     """(Φ(x), φ(x)) of one float, inside a kernel: the standard normal's distribution function and density."""
+    from scipy.special import ndtr  # here, because importing it takes longer than all of tinyvit
+
     x = np.asarray(x)
     return ndtr(x), np.exp(-x * x / 2) / x.dtype.type(math.sqrt(2 * math.pi))
 

@@ -2,15 +2,14 @@
 
     exact:  x Φ(x)        tanh:  x / 2 · (1 + tanh u) = x / (1 + e^(-2u)),   u = √(2/π) (x + 0.044715 x³)
 
-ViT uses the exact form; BERT and GPT-2 made the tanh form popular when erf was slow. Written with e^(-2u) it
-takes one exp, just as many as Φ here. Two loops, not a branch in one: a branch in a loop that should
-vectorise costs more than the code.
+The ViT paper does not say which it means; its code has the tanh form, timm and Hugging Face the exact one.
+Written with e^(-2u), tanh takes one exp, just as many as Φ here. Two loops, not a branch in one: a branch in
+a loop that should vectorise costs more than the code.
 """
 
 import math
 
 import numpy as np
-from scipy.special import ndtr
 
 from tinyvit.kernels.backend import contiguous, jit, kernel
 from tinyvit.kernels.elementary import exp, normal
@@ -23,7 +22,7 @@ def gelu(x, tanh):
     """GELU of each element of x, any shape; `tanh` False: exact, True: the tanh approximation."""
     if tanh:
         return 0.5 * x * (1 + np.tanh(SQRT_2_PI * (x + CUBIC * x * x * x)))
-    return x * ndtr(x)
+    return x * normal(x)[0]
 
 
 @gelu.fast
@@ -57,7 +56,8 @@ def gelu_backward(x, g, tanh):
     if tanh:
         t = np.tanh(SQRT_2_PI * (x + CUBIC * x * x * x))
         return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * SQRT_2_PI * (1 + 3 * CUBIC * x * x))
-    return g * (ndtr(x) + x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
+    cdf, density = normal(x)
+    return g * (cdf + x * density)
 
 
 @gelu_backward.fast
