@@ -48,5 +48,5 @@ def test_fifty_steps_of_adamw(case, backend, dtype, tolerance):
     """The optimiser: which parameters decay, momentum, bias correction, clipping, the learning rates."""
     model = case.model(dtype)
     losses = comparison.train(model, AdamW(model, **case.adamw()), *case.run())
-    # Not closer in float64, because torch's clipping adds 1e-6 to the norm, and steps that follow enlarge that.
+    # No closer in float64: torch's clipping adds 1e-6 to the norm, and the steps that follow enlarge that.
     np.testing.assert_allclose(losses, case.losses, rtol=tolerance)

@@ -15,7 +15,7 @@ Reading order, which is also import order; each file opens with what it teaches:
     train/           recipes, threads, checkpoints, the loop
     classifier.py    a trained model that reads image files
     interpret.py     what a trained ViT looks at, as arrays
-    viz.py           the same as pictures
+    viz/             the same as pictures
     cli.py           the `tinyvit` command
 """
 

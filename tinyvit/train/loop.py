@@ -7,7 +7,7 @@ The rest of the file is what a long run owes its user. Ctrl-C is taken between t
 of one moment. A loss that is not a number stops the run at once, before the step that would spread it, and says which op
 made it. What is printed is also in `metrics.jsonl`.
 
-A run's folder:  config.toml · metrics.jsonl · checkpoint.safetensors  (and pictures, see viz.py)
+A run's folder:  config.toml · metrics.jsonl · checkpoint.safetensors  (and pictures, see viz/)
 
 Notebook 07.
 """

@@ -1,0 +1,12 @@
+"""Pictures of a run: how it learned, what it looks at, where it errs, and the graph that the engine recorded.
+
+Every function takes arrays and returns a matplotlib Figure; in a notebook, one on the last line of a cell
+shows itself. `save` writes a PNG.
+"""
+
+from tinyvit.viz.figure import Picture, png, save
+from tinyvit.viz.graph import draw_tape
+from tinyvit.viz.images import attention, mistakes, overlay
+from tinyvit.viz.training import confusion, curves
+
+__all__ = ["Picture", "attention", "confusion", "curves", "draw_tape", "mistakes", "overlay", "png", "save"]
