@@ -95,8 +95,9 @@ def cases():
         yield case("attention_backward", shape, work, (qkv, p, g, H, scale), [qkv], back=True, **rivals)
     for M, K, N in (17, 16, 17), (50, 16, 50), (65, 64, 65):
         a, b = normal(256, M, K), normal(256, K, N)
-        yield case("batched_matmul", f"256 × ({M}, {K}) ({K}, {N})", 256 * M * N * K, (a, b), [a, b],
-                   torch=lambda a, b: a @ b)
+        yield case(
+            "batched_matmul", f"256 × ({M}, {K}) ({K}, {N})", 256 * M * N * K, (a, b), [a, b], torch=lambda a, b: a @ b
+        )
     for shape in (64 * 4 * 17, 17), (64 * 4 * 65, 65), (64, 1000):
         x, g, p = normal(*shape), normal(*shape), probabilities(*shape)
         soft = partial(torch.softmax, dim=-1) if torch else None

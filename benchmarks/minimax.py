@@ -21,7 +21,7 @@ def remez(f, weight, degree, lo, hi, rounds=12, grid=3000):
     peaks = [round(i * (grid - 1) / (degree + 1)) for i in range(degree + 2)]
     for _ in range(rounds):
         # Σ cᵢ xⁱ - (-1)ᵏ E / w = f: degree + 2 equations for degree + 1 coefficients and E
-        rows = [[xs[k]**i for i in range(degree + 1)] + [-((-1) ** n) / ws[k]] for n, k in enumerate(peaks)]
+        rows = [[xs[k] ** i for i in range(degree + 1)] + [-((-1) ** n) / ws[k]] for n, k in enumerate(peaks)]
         *c, _ = mp.lu_solve(mp.matrix(rows), mp.matrix([fs[k] for k in peaks]))
         points = zip(xs, fs, ws, strict=True)
         error = np.array([float(w * (mp.polyval(c[::-1], x) - y)) for x, y, w in points])
@@ -55,8 +55,10 @@ def main():
         t = k / u - k
         return mp.exp(t * t / 2) * mp.ncdf(-t)
 
-    report(f"tail, u = {float(k)} / ({float(k)} + t)",
-           *remez(scaled_tail, lambda u: 1 / scaled_tail(u), 8, k / (k + mp.mpf("14.5")), mp.mpf(1)))
+    report(
+        f"tail, u = {float(k)} / ({float(k)} + t)",
+        *remez(scaled_tail, lambda u: 1 / scaled_tail(u), 8, k / (k + mp.mpf("14.5")), mp.mpf(1)),
+    )
 
 
 if __name__ == "__main__":

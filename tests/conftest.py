@@ -1,4 +1,5 @@
-"""What the tests share: deterministic property tests, one BLAS thread, and a fixture that runs a test on each kernel backend."""
+"""What the tests share: deterministic property tests, one BLAS thread, and a fixture that runs a test on each
+kernel backend."""
 
 import pytest
 from hypothesis import settings

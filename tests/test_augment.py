@@ -82,9 +82,7 @@ def test_half_pixel_shift_is_the_mean_of_neighbours(backend):
 def test_quarter_turns_equal_rot90(backend, turns, side):
     """Protects: the sense of rotation and the centre, for odd and even sides."""
     images = pictures(1, side, side, 2)
-    np.testing.assert_allclose(
-        warp(images, affine(side, side, 90.0 * turns))[0], np.rot90(images[0], turns), atol=1e-5
-    )
+    np.testing.assert_allclose(warp(images, affine(side, side, 90.0 * turns))[0], np.rot90(images[0], turns), atol=1e-5)
 
 
 def test_zoom_keeps_the_centre(backend):

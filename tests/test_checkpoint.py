@@ -130,7 +130,8 @@ print(caught, os.listdir(folder))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL and fork are POSIX's")
 def test_40_kills_leave_40_whole_checkpoints(tmp_path):
-    """A process that does nothing but write checkpoints, killed at 40 random moments: each time the file is whole and of
+    """A process that does nothing but write checkpoints, killed at 40 random moments: each time the file is
+    whole and of
     one step, and what a kill left beside it is cleared by the next save."""
     path = tmp_path / "checkpoint.safetensors"
     done = subprocess.run([sys.executable, "-c", KILLER, path, str(KILLS)], capture_output=True, text=True)

@@ -94,7 +94,20 @@ def test_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys):
         for i in range(20):
             pixels = rng.integers(120 * k, 120 * k + 100, (12, 16, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
-    words = ["train", "pictures", "--image-size", "8", "--patch", "4", "--preset", "digits", "--epochs", "8", "--lr", "0.01"]
+    words = [
+        "train",
+        "pictures",
+        "--image-size",
+        "8",
+        "--patch",
+        "4",
+        "--preset",
+        "digits",
+        "--epochs",
+        "8",
+        "--lr",
+        "0.01",
+    ]
     assert main([*words, "--warmup", "1", "--batch-size", "8"]) == 0
     assert "test accuracy 100.00 %" in capsys.readouterr().out
     assert main(["eval", "runs/pictures-1"]) == 0
@@ -170,7 +183,8 @@ def start(folder, epochs):
 @pytest.mark.skipif(os.name == "nt", reason="signals to another process are POSIX's")
 @pytest.mark.parametrize("kind", ["SIGINT", "SIGKILL"])
 def test_a_run_that_is_stopped_leaves_a_checkpoint(kind, tmp_path):
-    """Ctrl-C: exit code 130, a line that says so, a picture of the curve. A kill: no last words, but a whole checkpoint."""
+    """Ctrl-C: exit code 130, a line that says so, a picture of the curve. A kill: no last words, but a whole
+    checkpoint."""
     process = start(tmp_path / "run", 1000)
     process.send_signal(getattr(signal, kind))
     out, err = process.communicate(timeout=60)

@@ -553,18 +553,12 @@ def test_all_unreadable_images_are_named_in_one_error(pets):
 def at_hand(name):
     folder = os.environ.get("TINYVIT_DATA")
     source = fetch.SOURCES[name]
-    there = (
-        folder
-        and Path(folder).is_dir()
-        and all(fetch._find(file, source, [Path(folder)]) for file in source.files)
-    )
+    there = folder and Path(folder).is_dir() and all(fetch._find(file, source, [Path(folder)]) for file in source.files)
     return pytest.param(name, Path(folder or "."), marks=pytest.mark.skipif(
         not there, reason=f"{name}: set TINYVIT_DATA to a folder that holds it"))  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"), [at_hand(name) for name in ("mnist", "fashion", "cifar10", "cifar100")]
-)
+@pytest.mark.parametrize(("name", "folder"), [at_hand(name) for name in ("mnist", "fashion", "cifar10", "cifar100")])
 def test_the_real_thing(name, folder):
     """Protects: sizes, and balance of the validation cut."""
     with warnings.catch_warnings(record=True) as caught:

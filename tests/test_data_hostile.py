@@ -54,8 +54,7 @@ def idx_files():
 def cifar_files():
     rng = np.random.default_rng(0)
     return {
-        name: b"".join(bytes([i % 3]) + rng.bytes(PIXELS) for i in range(20))
-        for name in ("a.bin", "b.bin", "t.bin")
+        name: b"".join(bytes([i % 3]) + rng.bytes(PIXELS) for i in range(20)) for name in ("a.bin", "b.bin", "t.bin")
     }
 
 

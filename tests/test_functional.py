@@ -1,4 +1,5 @@
-"""Each fused op equals its composition from primitives, in value and in gradient, on both kernel backends; and passes the
+"""Each fused op equals its composition from primitives, in value and in gradient, on both kernel backends; and
+passes the
 gradient check."""
 
 import numpy as np
@@ -79,9 +80,11 @@ CASES = {
     "cross_entropy": (
         lambda x: functional.cross_entropy(x, LABELS), lambda x: cross_entropy(x, LABELS), lambda: (leaf(4, 5),)),
     "cross_entropy, smoothed": (
-        lambda x: functional.cross_entropy(x, LABELS, 0.2), lambda x: cross_entropy(x, LABELS, 0.2), lambda: (leaf(4, 5),)),
+        lambda x: functional.cross_entropy(x, LABELS, 0.2), lambda x: cross_entropy(x, LABELS, 0.2), lambda:
+        (leaf(4, 5),)),
     "conv2d": (
-        functional.conv2d, lambda x, w, b: conv2d(x, w, b, 1, 0), lambda: (leaf(2, 5, 4, 3), leaf(3, 2, 3, 4), leaf(4))),
+        functional.conv2d, lambda x, w, b: conv2d(x, w, b, 1, 0), lambda: (leaf(2, 5, 4, 3), leaf(3, 2, 3, 4),
+        leaf(4))),
     "conv2d, stride, padding": (
         lambda x, w, b: functional.conv2d(x, w, b, stride=2, padding=1), lambda x, w, b: conv2d(x, w, b, 2, 1),
         lambda: (leaf(2, 5, 6, 2), leaf(3, 3, 2, 4), leaf(4))),

@@ -10,11 +10,14 @@ import tinyvit
 PACKAGE = Path(tinyvit.__file__).parent
 
 # The order in which to read. A folder stands for its files, which have an order of their own (below).
-ORDER = (
-    "tensor gradcheck tape kernels ops functional nn optim models data train classifier interpret viz cli __init__ __main__"
-).split()
+ORDER = """
+    tensor gradcheck tape kernels ops functional nn optim models data train classifier interpret viz cli
+    __init__ __main__
+""".split()
 INSIDE = {
-    "kernels": "backend update elementary softmax layernorm gelu cross_entropy matmul attention im2col warp __init__".split(),
+    "kernels": """
+        backend update elementary softmax layernorm gelu cross_entropy matmul attention im2col warp __init__
+    """.split(),
     "models": "vit __init__".split(),
     "data": "dataset idx cifar folder digits sources fetch augment batches __init__".split(),
     "viz": "figure training images graph __init__".split(),
@@ -70,7 +73,9 @@ def test_the_order_names_every_file():
 
 
 def test_the_table_of_contents_is_in_this_order():
-    contents = [line.split()[0] for line in tinyvit.__doc__.splitlines() if line.startswith("    ") and "  " in line[4:]]
+    contents = [
+        line.split()[0] for line in tinyvit.__doc__.splitlines() if line.startswith("    ") and "  " in line[4:]
+    ]
     chapters = [name.removesuffix(".py").rstrip("/") for name in contents]
     assert chapters == [name for name in ORDER if not name.startswith("__")]
 
@@ -99,5 +104,7 @@ def test_importing_is_light():
     import subprocess
     import sys
 
-    code = "import sys, tinyvit; print(*sorted({'matplotlib', 'pooch', 'PIL', 'requests', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys, tinyvit; print(*sorted({'matplotlib', 'pooch', 'PIL', 'requests', 'pandas'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == ""

@@ -70,7 +70,9 @@ def test_patch_embedding_is_a_strided_convolution(backend):
     np.testing.assert_allclose(layer(images).data, convolved.data.reshape(2, 6, 5), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("size", "patch", "nearest"), [((28, 28), 5, 4), ((32, 48), 7, 8), ((7, 7), 3, 1), ((8, 12), 3, 2)])
+@pytest.mark.parametrize(
+    ("size", "patch", "nearest"), [((28, 28), 5, 4), ((32, 48), 7, 8), ((7, 7), 3, 1), ((8, 12), 3, 2)]
+)
 def test_a_patch_that_does_not_divide_names_the_nearest_that_does(size, patch, nearest):
     with pytest.raises(ValueError, match=f"patch size {patch} must divide.* {nearest} is the nearest that does"):
         nn.patchify(leaf(1, *size, 1), patch)

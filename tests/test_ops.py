@@ -75,7 +75,9 @@ def test_matmul(m, k, n, batch):
     gradcheck(ops.matmul, a, b)
 
 
-@pytest.mark.parametrize(("left", "right"), [((3,), (3,)), ((3,), (3, 2)), ((3,), (4, 3, 2)), ((2, 3), (3,)), ((4, 2, 3), (3,))])
+@pytest.mark.parametrize(
+    ("left", "right"), [((3,), (3,)), ((3,), (3, 2)), ((3,), (4, 3, 2)), ((2, 3), (3,)), ((4, 2, 3), (3,))]
+)
 def test_matmul_with_vectors(left, right):
     a, b = leaf(left), leaf(right)
     np.testing.assert_allclose((a @ b).data, a.data @ b.data, rtol=1e-12)
@@ -96,7 +98,10 @@ SHAPES = {
     "ellipsis, newaxis": (lambda x: x[..., None, 0], lambda x: x[..., None, 0]),
     "integer array": (lambda x: x[:, [0, 2, 2]], lambda x: x[:, [0, 2, 2]]),
     "two arrays": (lambda x: x[[0, 1, 1], [2, 0, 0]], lambda x: x[[0, 1, 1], [2, 0, 0]]),
-    "boolean": (lambda x: x[np.arange(24).reshape(2, 3, 4) % 3 == 0], lambda x: x[np.arange(24).reshape(2, 3, 4) % 3 == 0]),
+    "boolean": (
+        lambda x: x[np.arange(24).reshape(2, 3, 4) % 3 == 0],
+        lambda x: x[np.arange(24).reshape(2, 3, 4) % 3 == 0],
+    ),
     "list": (lambda x: x[[1, 0, 1]], lambda x: x[[1, 0, 1]]),
     "concatenate": (lambda x: ops.concatenate([x, 2 * x, x], axis=1), lambda x: np.concatenate([x, 2 * x, x], 1)),
     "stack": (lambda x: ops.stack([x, -x], axis=-1), lambda x: np.stack([x, -x], -1)),

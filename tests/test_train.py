@@ -135,7 +135,9 @@ def test_a_classifier_loads_from_it_and_agrees(digits, tmp_path):
 
 
 def test_it_learns(digits, tmp_path):
-    run = train.fit(train.Recipe(epochs=15, batch_size=20, warmup=2.0, lr=3e-3), digits, tmp_path / "run", say=quiet, bar=False)
+    run = train.fit(
+        train.Recipe(epochs=15, batch_size=20, warmup=2.0, lr=3e-3), digits, tmp_path / "run", say=quiet, bar=False
+    )
     assert run.history[-1]["loss"] < 1.8 < 2.1 < run.history[0]["loss"]
 
 
@@ -168,7 +170,9 @@ def test_a_diverging_run_stops_and_says_where(lr, digits, tmp_path):
     with pytest.raises(train.TrainingError) as caught:
         train.fit(recipe, digits, tmp_path / "run", say=quiet, bar=False)
     message = str(caught.value)
-    assert re.search(r"stopped at step \d+ \(epoch 1\): loss \S+, learning rate \d\S+, gradient norm \S+\. Where", message)
+    assert re.search(
+        r"stopped at step \d+ \(epoch 1\): loss \S+, learning rate \d\S+, gradient norm \S+\. Where", message
+    )
     assert re.search("first op with a non-finite|is the first non-finite|itself is not finite", message), message
     assert load(tmp_path / "run").epochs_done == 0, "the checkpoint before it is kept, and whole"
 

@@ -42,13 +42,17 @@ def test_equations_1_to_4():
     x = images(1, c, dtype=np.float64)
 
     def LN(z, name):
-        return (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-6) * s[f"{name}.gamma"] + s[f"{name}.beta"]
+        return (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-6) * s[f"{name}.gamma"] + s[
+            f"{name}.beta"
+        ]
 
     patches = [x[0, i : i + 2, j : j + 2].reshape(-1) for i in (0, 2) for j in (0, 2, 4)]
     z = [s["cls"][0, 0]] + [p @ s["embedding.weight"] + s["embedding.bias"] for p in patches]
     z = np.stack(z) + s["positions"][0]  # eq. 1
     for b in ("blocks.0", "blocks.1"):
-        q, k, v = np.split(LN(z, f"{b}.norm1") @ s[f"{b}.attention.qkv.weight"] + s[f"{b}.attention.qkv.bias"], 3, axis=1)
+        q, k, v = np.split(
+            LN(z, f"{b}.norm1") @ s[f"{b}.attention.qkv.weight"] + s[f"{b}.attention.qkv.bias"], 3, axis=1
+        )
         heads = []
         for h in (slice(0, 4), slice(4, 8)):
             A = np.exp(q[:, h] @ k[:, h].T / np.sqrt(4))  # eq. 6: √(D_h), the width of a head

@@ -264,9 +264,7 @@ def parts(figure):
 def assert_apart(boxes):
     for i, a in enumerate(boxes):
         for b in boxes[:i]:
-            assert not (
-                min(a.x1, b.x1) > max(a.x0, b.x0) + 1e-6 and min(a.y1, b.y1) > max(a.y0, b.y0) + 1e-6
-            ), (a, b)
+            assert not (min(a.x1, b.x1) > max(a.x0, b.x0) + 1e-6 and min(a.y1, b.y1) > max(a.y0, b.y0) + 1e-6), (a, b)
 
 
 @pytest.mark.parametrize("make", [scalar_tape, block_tape, fan_tape])

@@ -1,7 +1,8 @@
 """A trained model with all it needs to read a picture: the size, the normalisation, the names of the classes.
 
-Weights alone are half of a model. Fed with pixels scaled differently than in training they give confident nonsense, and no
-error. So a checkpoint carries both, and `load` gives back a thing that takes an image file and answers in words.
+Weights alone are half of a model. Fed with pixels scaled differently than in training they give confident
+nonsense, and no error. So a checkpoint carries both, and `load` gives back a thing that takes an image file and
+answers in words.
 """
 
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from tinyvit.train.loop import CHECKPOINT
 
 @dataclass
 class Classifier:
-    """model: in eval mode. classes: names. mean, std: per channel, of training images scaled to [0, 1]. data: the name or
-    folder of the data set. recipe: how it was trained, as a dict. epochs_done: how far."""
+    """What `load` returns.
+
+    model: in eval mode. classes: their names. mean, std: per channel, of training images scaled to [0, 1].
+    data: the name or folder of the data set. recipe: how it was trained. epochs_done: how far.
+    """
 
     model: ViT
     classes: tuple[str, ...]

@@ -46,7 +46,9 @@ def main(arguments=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"tinyvit {options.command}: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"tinyvit {options.command}: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -84,7 +86,8 @@ def draw(run, dataset):
     viz.save(viz.curves(run.history), run.folder / "curves.png")
     if run.probabilities is not None:
         test, p = dataset.test, run.probabilities
-        chosen = np.array([np.flatnonzero(test.labels == k)[0] for k in np.unique(test.labels)[:10]])  # one of each class
+        _, chosen = np.unique(test.labels, return_index=True)
+        chosen = chosen[:10]  # the first of each class
         images = test.images[chosen]
         maps = interpret.class_attention(run.model, normalise(images, dataset.mean, dataset.std))
         titles = [_title(dataset.classes, test.labels[i], p[i]) for i in chosen]
@@ -167,7 +170,8 @@ def run_info(options):
         "libraries": ", ".join(f"{name} {_version(name)}" for name in ("numpy", "numba", "scipy", "matplotlib")),
         "cores": f"{train.available_cores()} for this process",
         "BLAS": ", ".join(
-            f"{p['internal_api']} {p['version']} ({p.get('architecture', '?')}, {p['num_threads']} threads)" for p in blas
+            f"{p['internal_api']} {p['version']} ({p.get('architecture', '?')}, {p['num_threads']} threads)"
+            for p in blas
         )
         or "not visible (one thread each is asked for while training)",
         "kernels": kernels.backend(),
@@ -218,7 +222,9 @@ def _parser():
         "  tinyvit train path/to/folder --image-size 32 --patch 4\n"
         "                                         a sub-folder of images for each class",
     )  # fmt: skip
-    sub.add_argument("data", nargs="?", default="digits", help=f"{', '.join(data.NAMES)}, or a folder of images (digits)")
+    sub.add_argument(
+        "data", nargs="?", default="digits", help=f"{', '.join(data.NAMES)}, or a folder of images (digits)"
+    )
     add = sub.add_argument
     recipe = train.RECIPES["digits"]
     add("--preset", choices=tinyvit.PRESETS, metavar="NAME", help="model: " + ", ".join(tinyvit.PRESETS))

@@ -58,7 +58,7 @@ def layer_norm(x, gamma, beta, *, eps=1e-6):
 
 @differentiable
 def gelu(x, *, tanh=False):
-    """x Φ(x), Φ the normal distribution function; `tanh=True` for the approximation that Flax uses, off by up to 4.7e-4.
+    """x Φ(x), Φ the normal distribution function; `tanh=True` for the approximation in the paper's code.
 
     Source: Hendrycks and Gimpel 2016. The paper does not say which one it means; its code has the tanh form.
     """
@@ -125,7 +125,7 @@ def cross_entropy(logits, labels, smoothing=0.0):
     classes = logits.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
-            f"cross_entropy: labels must be in [0, {classes}), the logits' classes; got {labels.min()} to {labels.max()}"
+            f"cross_entropy: labels must be in [0, {classes}), the classes; got {labels.min()} to {labels.max()}"
         )
     if not 0 <= smoothing < 1:
         raise ValueError(f"cross_entropy: smoothing must be in [0, 1), got {smoothing}")
@@ -133,17 +133,18 @@ def cross_entropy(logits, labels, smoothing=0.0):
 
 
 def dropout(x, p, rng):
-    """Zero each entry with probability p and scale the rest by 1 / (1 - p), so that the mean stays (Srivastava 2014)."""
+    """Zero each entry with probability p and scale the rest by 1 / (1 - p), so that the mean stays
+    (Srivastava 2014)."""
     mask = (rng.random(x.shape, dtype=np.float32) >= p).astype(x.dtype) * x.dtype.type(1 / (1 - p))
     return ops.multiply(x, Tensor.wrap(mask))
 
 
 @differentiable
 def conv2d(x, weight, bias, *, stride=1, padding=0):
-    """Cross-correlation of images x (B, h, w, C) with weight (kh, kw, C, D) plus bias (D,) or None -> (B, oh, ow, D).
+    """Cross-correlation: images x (B, h, w, C), weight (kh, kw, C, D), bias (D,) or None -> (B, oh, ow, D).
 
-    Each window becomes a row (im2col), and the convolution one matrix product: memory for speed. Production libraries
-    form the windows tile by tile in cache instead (implicit GEMM). Output size oh = (h + 2·padding - kh) // stride + 1.
+    Each window becomes a row (im2col), and the convolution one matrix product: memory for speed. Production
+    libraries form the windows tile by tile in cache (implicit GEMM). oh = (h + 2·padding - kh) // stride + 1.
     """
     if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]:
         raise ValueError("conv2d needs x (B, h, w, C) and weight (kh, kw, C, D) with one C")

@@ -51,7 +51,8 @@ def gradcheck(f, *inputs, h=1e-5, tolerance=1e-6, seed=0):
         v = rng.standard_normal(x.shape)
         v /= np.linalg.norm(v) or 1.0
         analytic, numeric = np.sum(gradients[name] * v), _difference(s, x, v, h)
-        # A direction nearly orthogonal to the gradient gives a tiny, badly rounded number: compare with the typical one.
+        # A direction nearly orthogonal to the gradient gives a tiny, badly rounded number: compare with what
+        # is typical.
         typical = np.linalg.norm(gradients[name]) / np.sqrt(max(x.size, 1))
         scale = max(abs(analytic), abs(numeric), typical)
         errors[name] = 0.0 if scale < 1e-12 else float(abs(analytic - numeric) / scale)
@@ -91,8 +92,8 @@ def _refuse(checked, tensors):
     for x in [*checked.values(), *tensors]:
         if x.dtype != np.float64:
             raise TypeError(
-                f"gradcheck needs float64, got a {x.dtype} tensor of shape {x.shape}: in float32, rounding hides wrong "
-                "gradients. Convert with x.astype(np.float64), Tensor(..., dtype=np.float64) or module.astype(np.float64)"
+                f"gradcheck needs float64, got a {x.dtype} tensor of shape {x.shape}: in float32, rounding hides "
+                "wrong gradients. Convert with Tensor(..., dtype=np.float64) or module.astype(np.float64)"
             )
 
 

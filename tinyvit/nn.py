@@ -1,8 +1,9 @@
 """Layers: a Module owns parameters and says how to compute with them.
 
-The encoder's parts, in the order in which the paper stacks them: Linear, LayerNorm, Dropout, MultiHeadSelfAttention (MSA),
-MLP, EncoderBlock; then PatchEmbedding, which makes tokens of an image. A weight is (in, out), so that `x @ W + b` reads as
-it does on paper. PyTorch stores (out, in) and transposes in each call.
+The encoder's parts, in the order in which the paper stacks them: Linear, LayerNorm, Dropout,
+MultiHeadSelfAttention (MSA), MLP, EncoderBlock; then PatchEmbedding, which makes tokens of an image. A weight
+is (in, out), so that `x @ W + b` reads as it does on paper. PyTorch stores (out, in) and transposes in each
+call.
 
 Paper: section 3.1 and appendix A. Notebooks 04 to 06.
 """
@@ -96,7 +97,8 @@ class Module:
         return out
 
     def children(self):
-        """(name, module) for each direct sub-module, in order of definition; a list's items are `name.0`, `name.1`, …"""
+        """(name, module) for each direct sub-module, in order of definition; a list's items are `name.0`,
+        `name.1`, …"""
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
@@ -145,7 +147,8 @@ class Module:
         return self.train(False)
 
     def astype(self, dtype):
-        """Convert all parameters in place, to float64 for gradient checks say; forgets gradients; returns the module."""
+        """Convert all parameters in place, to float64 for gradient checks say; forgets gradients; returns the
+        module."""
         for p in self.parameters():
             p._array, p.grad = p._array.astype(dtype), None
         return self
@@ -224,8 +227,8 @@ def xavier_uniform(rng, fan_in, fan_out, copies=1):
     """(fan_in, copies · fan_out) uniform in ±√(6 / (fan_in + fan_out)): keeps the size of signals both ways
     (Glorot and Bengio 2010).
 
-    `copies` > 1 is for matrices that are several in one, such as q, k and v: each gets the limit of its own shape. Taking
-    3 D as the fan-out instead would make the weights √2 too small.
+    `copies` > 1 is for matrices that are several in one, such as q, k and v: each gets the limit of its own
+    shape. Taking 3 D as the fan-out instead would make the weights √2 too small.
     """
     limit = (6 / (fan_in + fan_out)) ** 0.5
     return rng.uniform(-limit, limit, (fan_in, copies * fan_out)).astype(np.float32)
@@ -340,8 +343,8 @@ class EncoderBlock(Module):
 class PatchEmbedding(Module):
     """Cut images into P×P patches and map each, flattened, to D numbers: (B, h, w, C) -> (B, N, D), N = h w / P².
 
-    Patches run row by row, and a patch's entries (row, column, channel). The same as a convolution with a P×P window and
-    stride P, which is how most code writes it. Paper eq. 1, x_p E.
+    Patches run row by row, and a patch's entries (row, column, channel). The same as a convolution with a P×P
+    window and stride P, which is how most code writes it. Paper eq. 1, x_p E.
     """
 
     def __init__(self, patch, channels, width, rng):
@@ -356,13 +359,15 @@ class PatchEmbedding(Module):
 def patchify(images, patch):
     """(B, h, w, C) -> (B, N, P·P·C): the patches row by row, each flattened as (row, column, channel).
 
-    The two axes inside a patch must be brought together *before* flattening. A bare reshape to (B, N, P·P·C) has the right
-    shape and scrambles the image: it cuts rows of pixels, not squares.
+    The two axes inside a patch must be brought together *before* flattening. A bare reshape to (B, N, P·P·C)
+    has the right shape and scrambles the image: it cuts rows of pixels, not squares.
     """
     B, h, w, C = images.shape
     P = patch
     if h % P or w % P:
-        raise ValueError(f"patch size {P} must divide the image's {h}×{w}; {nearest_patch(h, w, P)} is the nearest that does")
+        raise ValueError(
+            f"patch size {P} must divide the image's {h}×{w}; {nearest_patch(h, w, P)} is the nearest that does"
+        )
     x = images.reshape(B, h // P, P, w // P, P, C)
     x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, h/P, w/P, P, P, C)
     return x.reshape(B, (h // P) * (w // P), P * P * C)

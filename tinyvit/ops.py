@@ -1,8 +1,9 @@
 """The primitives: elementwise, reductions, shapes, matmul. Each derivative stands under the thing it differentiates.
 
-Every rule here is one line of a calculus textbook, because the engine does the rest: where broadcasting stretched an
-input, `tensor.fit` sums its gradient; where a tensor is used twice, `tensor.walk` adds the terms. A pullback receives g =
-dL/d(output), of the output's shape, and returns dL/d(input) for each positional argument.
+Every rule here is one line of a calculus textbook, because the engine does the rest: where broadcasting
+stretched an input, `tensor.fit` sums its gradient; where a tensor is used twice, `tensor.walk` adds the terms.
+A pullback receives g = dL/d(output), of the output's shape, and returns dL/d(input) for each positional
+argument.
 
 The last lines attach the ops to Tensor as operators and methods.
 
@@ -176,7 +177,9 @@ def getitem(x, *, index):
     """
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(part, Tensor) for part in parts):
-        raise TypeError("an index is made of integers, slices and NumPy arrays, not of Tensors: use index.data.astype(int)")
+        raise TypeError(
+            "an index is made of integers, slices and NumPy arrays, not of Tensors: use index.data.astype(int)"
+        )
     basic = all(part is None or part is ... or isinstance(part, int | np.integer | slice) for part in parts)
     index = index if basic else tuple(np.array(p) if isinstance(p, list | np.ndarray) else p for p in parts)
     shape, dtype = x.shape, x.dtype
@@ -232,8 +235,8 @@ def _matmul(a, b):
 
 
 def matmul(a, b):
-    """(…, M, K) @ (…, K, N) -> (…, M, N); leading axes broadcast. A 1-D `a` stands for a row and a 1-D `b` for a column,
-    and the result lacks that axis."""
+    """(…, M, K) @ (…, K, N) -> (…, M, N); leading axes broadcast. A 1-D `a` stands for a row, a 1-D `b` for a
+    column, and the result lacks that axis."""
     shapes = [x.shape if isinstance(x, Tensor) else np.shape(x) for x in (a, b)]
     if () in shapes:
         raise ValueError(f"matmul: shapes {shapes[0]} and {shapes[1]}: a number has no inner size; use *")

@@ -1,9 +1,10 @@
 """Optimisers: all parameters in one flat buffer, so that a step is one kernel call.
 
-A model's parameters are scattered arrays. Here they move into one 1-D array, and so do their gradients; each parameter then
-is a view into it. Then clipping by the global norm is one reduction, AdamW one loop over three arrays, summing the
-gradients of several workers one addition, and sending them to another machine would be one message. (PyTorch's "fused" and
-"foreach" optimisers chase the same goal through lists of tensors; DeepSpeed and Megatron use flat buffers.)
+A model's parameters are scattered arrays. Here they move into one 1-D array, and so do their gradients; each
+parameter then is a view into it. Then clipping by the global norm is one reduction, AdamW one loop over three
+arrays, summing the gradients of several workers one addition, and sending them to another machine would be one
+message. (PyTorch's "fused" and "foreach" optimisers chase the same goal through lists of tensors; DeepSpeed and
+Megatron use flat buffers.)
 
 Notebook 07 derives AdamW from its equations.
 """
@@ -16,7 +17,8 @@ from tinyvit import kernels
 
 
 class FlatParameters:
-    """The parameters of a module, laid side by side: `values` and `gradients` are 1-D, and every parameter a view into them.
+    """The parameters of a module, laid side by side: `values` and `gradients` are 1-D, and every parameter a
+    view into them.
 
     Those that decay come first, so that weight decay is a matter of two slices: `values[:decaying]` and the rest.
     """
@@ -89,7 +91,9 @@ class Optimizer:
         self.steps += 1
         for part, decay in ((slice(0, self.flat.decaying), self.weight_decay), (slice(self.flat.decaying, None), 0.0)):
             state = [self.state[name][part] for name in self.state_names]
-            self._update(self.flat.values[part], self.flat.gradients[part], *state, self.lr if lr is None else lr, decay)
+            self._update(
+                self.flat.values[part], self.flat.gradients[part], *state, self.lr if lr is None else lr, decay
+            )
 
     def state_dict(self):
         """{"steps": …, "m.<parameter>": …}: what a later run needs to go on."""
@@ -151,9 +155,11 @@ class SGD(Optimizer):
 
 
 def warmup_cosine(step, total, peak, warmup, final=0.0):
-    """The learning rate of step 0, 1, … total - 1: up in a line over `warmup` steps, then down half a cosine to `final`.
+    """The learning rate of step 0, 1, … total - 1: up in a line over `warmup` steps, then down half a cosine to
+    `final`.
 
-    Warm-up, because Adam's v̂ is a guess from few gradients at first, and one large step can spoil a Transformer for good.
+    Warm-up, because Adam's v̂ is a guess from few gradients at first, and one large step can spoil a
+    Transformer for good.
     """
     if step < warmup:
         return peak * (step + 1) / warmup

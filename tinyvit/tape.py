@@ -1,9 +1,9 @@
 """Looking at the graph: the tape as a table, one row an op, with shapes, bytes remembered and FLOPs.
 
-`print(loss.trace())` before `loss.backward()` shows what the engine has recorded. "Remembered" are the arrays that the
-op's pullback captured, counted once where two ops share one: this, not the parameters, is most of the memory of training,
-and it is what `backward` frees step by step. FLOPs are the forward pass's, a multiply-add counted as two; a backward pass
-through a matrix product costs twice its forward.
+`print(loss.trace())` before `loss.backward()` shows what the engine has recorded. "Remembered" are the arrays
+that the op's pullback captured, counted once where two ops share one: this, not the parameters, is most of the
+memory of training, and it is what `backward` frees step by step. FLOPs are the forward pass's, a multiply-add
+counted as two; a backward pass through a matrix product costs twice its forward.
 
 Frameworks hide this table behind a profiler. `viz.draw_tape` draws the same graph.
 """
@@ -83,7 +83,9 @@ class Tape:
 def trace(tensor):
     """The tape below `tensor` as a `Tape`. Raises RuntimeError where nothing was recorded, or it has been walked."""
     if not tensor.requires_grad or (tensor._node is not None and tensor._node.pullback is None):
-        raise RuntimeError("trace() needs a recorded graph: call it before backward(), on a result that requires gradients")
+        raise RuntimeError(
+            "trace() needs a recorded graph: call it before backward(), on a result that requires gradients"
+        )
     nodes, todo = {}, [tensor.node()]
     while todo:
         node = todo.pop()

@@ -11,8 +11,9 @@ has its gradient, at about twice the cost of the forward pass. There is no symbo
 An op sees plain arrays; `Tensor`s exist only outside. Rules for writing one: positional arguments are differentiable,
 keyword-only ones are not; capture arrays, never Tensors; never change `g` in place, it may belong to others too.
 
-This file is the whole engine: Tensor (a value), Node (a step of the tape), differentiable (records) and backward (walks).
-PyTorch's autograd is the same machine in C++; JAX gets its pullbacks by tracing and transposing a program instead.
+This file is the whole engine: Tensor (a value), Node (a step of the tape), differentiable (records) and
+backward (walks). PyTorch's autograd is the same machine in C++; JAX gets its pullbacks by tracing and
+transposing a program instead.
 
 Walk through it in notebook 01.
 """
@@ -169,7 +170,9 @@ class Tensor:
     def item(self):
         """The value of a one-element tensor as a Python float."""
         if self.size != 1:
-            raise ValueError(f"item() needs a tensor with one element, got shape {self.shape}; index or reduce it first")
+            raise ValueError(
+                f"item() needs a tensor with one element, got shape {self.shape}; index or reduce it first"
+            )
         return self._array.item()
 
     def detach(self):
@@ -239,9 +242,10 @@ class Tensor:
 def walk(root, gradient):
     """Visit the graph below `root`, results before inputs, and hand each node the gradient of its output.
 
-    A node's number is larger than those of its inputs, so "largest number first" is a topological order: when a node's
-    turn comes, all that consumed it have had theirs, and `arrived` holds the full sum over paths (the multivariable
-    chain rule; a tensor used twice gets two terms). A heap gives that order without recursion and without a second pass.
+    A node's number is larger than those of its inputs, so "largest number first" is a topological order: when a
+    node's turn comes, all that consumed it have had theirs, and `arrived` holds the full sum over paths (the
+    multivariable chain rule; a tensor used twice gets two terms). A heap gives that order without recursion and
+    without a second pass.
     """
     arrived = {root: gradient}
     todo = [(-root.order, root)]
@@ -313,10 +317,11 @@ def describe(node):
 def differentiable(op):
     """Turn `op(*arrays, **static) -> (array, pullback)` into a function on Tensors that records itself.
 
-    Positional arguments may be Tensors, arrays or numbers (constants, copied to the tensors' dtype) or None (absent).
-    The pullback maps dL/d(output) to a tuple with dL/d(input) for each positional argument (or the bare array if there is
-    one); it may have the output's broadcast shape, `fit` sums it. A pullback that takes a second parameter is told which
-    inputs want a gradient, a list of bools, and may return None for the others.
+    Positional arguments may be Tensors, arrays or numbers (constants, copied to the tensors' dtype) or None
+    (absent). The pullback maps dL/d(output) to a tuple with dL/d(input) for each positional argument (or the
+    bare array if there is one); it may have the output's broadcast shape, `fit` sums it. A pullback that takes
+    a second parameter is told which inputs want a gradient, a list of bools, and may return None for the
+    others.
     """
 
     name = op.__name__.lstrip("_")
@@ -331,7 +336,9 @@ def differentiable(op):
                 if dtype is None:
                     dtype = own
                 elif own is not dtype:
-                    raise TypeError(f"{name}: tensors must share one dtype, got {dtype} and {own}; convert with .astype()")
+                    raise TypeError(
+                        f"{name}: tensors must share one dtype, got {dtype} and {own}; convert with .astype()"
+                    )
         arrays = [x._array if isinstance(x, Tensor) else constant(x, dtype) for x in inputs]
         try:
             out, pullback = op(*arrays, **static)

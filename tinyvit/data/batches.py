@@ -12,9 +12,7 @@ import numpy as np
 from tinyvit.data.dataset import DataError, normalise
 
 
-def batches(
-    split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, shuffle=True, drop_last=False, start=0
-):
+def batches(split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, shuffle=True, drop_last=False, start=0):
     """Iterate over one epoch: yields `(images, labels)`, (B, h, w, C) float32 normalised and (B,) int64.
 
     `mean`, `std` as in `Dataset`; `augment` an `Augment` or None. The last batch holds what remains, unless

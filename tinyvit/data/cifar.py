@@ -43,8 +43,7 @@ def read_cifar(path, folder, members, label_bytes, classes):
         if labels.max() >= classes:
             where = int(np.argmax(labels >= classes))
             raise DataError(
-                f"{places[name]}: labels must lie in 0..{classes - 1}, "
-                f"got {labels[where]} in record {where}; {FRESH}"
+                f"{places[name]}: labels must lie in 0..{classes - 1}, got {labels[where]} in record {where}; {FRESH}"
             )
     return records
 
@@ -85,9 +84,7 @@ def _read_tar(path, sizes):
                         f"{path}: {name} must be one regular file, not a link, folder or second copy; {FRESH}"
                     )
                 if member.size != sizes[name]:
-                    raise DataError(
-                        f"{path}: {name} must have {sizes[name]:,} bytes, got {member.size:,}; {FRESH}"
-                    )
+                    raise DataError(f"{path}: {name} must have {sizes[name]:,} bytes, got {member.size:,}; {FRESH}")
                 contents[name] = _fill(archive.extractfile(member), member.size, path)
         while stream.read(SPARE):  # to the end, where gzip's checksum is
             pass

@@ -51,8 +51,7 @@ class Split:
         images, labels = self.images, self.labels
         if images.ndim != 4 or images.dtype != np.uint8:
             raise DataError(
-                "images must be uint8 of shape (M, height, width, C), "
-                f"got {images.dtype} of shape {images.shape}"
+                f"images must be uint8 of shape (M, height, width, C), got {images.dtype} of shape {images.shape}"
             )
         if labels.shape != images.shape[:1] or labels.dtype != np.int64:
             raise DataError(

@@ -82,9 +82,7 @@ def _load_source(name, source, root, download):
     (images, labels), (test_images, test_labels) = source.assemble(contents)
     train, validation = stratified(labels, (len(labels) - source.validation, source.validation))
     everything = Split(images, labels)
-    return Dataset.of(
-        name, source.classes, everything[train], everything[validation], Split(test_images, test_labels)
-    )
+    return Dataset.of(name, source.classes, everything[train], everything[validation], Split(test_images, test_labels))
 
 
 # --- on this computer ---------------------------------------------------------------------------------
@@ -146,9 +144,7 @@ def _read_original(file, path, source):
     found = file.read(path)
     for content, array in found.items():
         if not _matches(array, source.checksums[content]):
-            raise DataError(
-                f"{path} is not the original: {content} must have checksum {source.checksums[content]}"
-            )
+            raise DataError(f"{path} is not the original: {content} must have checksum {source.checksums[content]}")
     return found
 
 
@@ -162,9 +158,7 @@ def _other_version(found, source, name, path):
         for other in SOURCES.keys() - {name}:
             checksum = SOURCES[other].checksums.get(content)
             if checksum and _matches(found[content], checksum):
-                raise DataError(
-                    f"{path} must hold {name}, but is {other}'s; put each data set in a folder of its name"
-                )
+                raise DataError(f"{path} must hold {name}, but is {other}'s; put each data set in a folder of its name")
     return differing
 
 

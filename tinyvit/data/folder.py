@@ -64,9 +64,7 @@ def _sorted(path):
 
 def _part_folders(path):
     """{part: folder} where the folder is already cut, else {}. A class called "train" holds images itself."""
-    found = {
-        PARTS[p.name]: p for p in _subfolders(path) if p.name in PARTS and _subfolders(p) and not _images(p)
-    }
+    found = {PARTS[p.name]: p for p in _subfolders(path) if p.name in PARTS and _subfolders(p) and not _images(p)}
     return found if "train" in found else {}
 
 
@@ -77,9 +75,7 @@ def _classes(path):
             f"{path}: images must lie in one sub-folder a class, as in {path / 'cat' / _images(path)[0].name}"
         )
     if len(classes) < 2:
-        raise DataError(
-            f"{path}: must have at least two sub-folders, one a class; got {', '.join(classes) or 'none'}"
-        )
+        raise DataError(f"{path}: must have at least two sub-folders, one a class; got {', '.join(classes) or 'none'}")
     return classes
 
 

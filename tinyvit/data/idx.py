@@ -58,9 +58,7 @@ def read_exactly(stream, data, path):
             )
         got += count
     if stream.read(1):  # at the end, this is also where gzip compares its checksum
-        raise DataError(
-            f"{path} is too long: {len(data):,} bytes of data must follow its header, got more; {FRESH}"
-        )
+        raise DataError(f"{path} is too long: {len(data):,} bytes of data must follow its header, got more; {FRESH}")
 
 
 def _open(path):
@@ -80,8 +78,7 @@ def _check_header(head, shape, path):
     if head[:4] != expected[:4]:
         got = " ".join(map(str, head[:4])) or "nothing"
         raise DataError(
-            f"{path} must start with the bytes 0 0 8 {len(shape)} (IDX, unsigned bytes, dimensions), "
-            f"got {got}; {FRESH}"
+            f"{path} must start with the bytes 0 0 8 {len(shape)} (IDX, unsigned bytes, dimensions), got {got}; {FRESH}"
         )
     if len(head) < len(expected):
         raise DataError(f"{path} is cut off within its header of {len(expected)} bytes; {FRESH}")

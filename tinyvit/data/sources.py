@@ -62,14 +62,10 @@ def idx_source(classes, checksums, mirrors, folders, train=60_000, test=10_000, 
         )
 
     files = tuple(file(name, test if "t10k" in name else train) for name in IDX_NAMES)
-    return Source(
-        classes, files, dict(zip(IDX_NAMES, checksums, strict=True)), mirrors, folders, assemble, validation
-    )
+    return Source(classes, files, dict(zip(IDX_NAMES, checksums, strict=True)), mirrors, folders, assemble, validation)
 
 
-def cifar_source(
-    classes, archive, folder, train, test, label_bytes, checksums, mirrors, folders, validation=5_000
-):
+def cifar_source(classes, archive, folder, train, test, label_bytes, checksums, mirrors, folders, validation=5_000):
     """One archive of record files. `train` and `test` map member names to numbers of records."""
     members = train | test
 
@@ -80,9 +76,7 @@ def cifar_source(
         return [split_records([contents[name] for name in part], label_bytes) for part in (train, test)]
 
     files = (File(archive, next(iter(members)), read),)
-    return Source(
-        classes, files, dict(zip(members, checksums, strict=True)), mirrors, folders, assemble, validation
-    )
+    return Source(classes, files, dict(zip(members, checksums, strict=True)), mirrors, folders, assemble, validation)
 
 
 IDX_NAMES = (

@@ -30,7 +30,7 @@ def attention(qkv, heads, scale):
     """
     q, k, v = _heads(qkv, 3, heads)
     p = softmax.numpy(q @ k.mT * qkv.dtype.type(scale))
-    out = (p @ v).transpose(0, 2, 1, 3)                     # (B, N, H, K): a token's heads side by side
+    out = (p @ v).transpose(0, 2, 1, 3)  # (B, N, H, K): a token's heads side by side
     B, N, H, K = out.shape
     return out.reshape(B, N, H * K), p
 
@@ -56,7 +56,7 @@ def attention_backward(qkv, p, g, heads, scale):
     """
     (q, k, v), (g,) = _heads(qkv, 3, heads), _heads(g, 1, heads)
     ds = softmax_backward.numpy(p, g @ v.mT) * qkv.dtype.type(scale)
-    dqkv = np.stack([ds @ k, ds.mT @ q, p.mT @ g])              # (3, B, H, N, K)
+    dqkv = np.stack([ds @ k, ds.mT @ q, p.mT @ g])  # (3, B, H, N, K)
     return dqkv.transpose(1, 3, 0, 2, 4).reshape(qkv.shape)
 
 

@@ -142,8 +142,8 @@ def jit(function=None, **options):
     """Compile a loop with the house's flags: no GIL, so that threads run side by side; `error_model="numpy"`, because
     Python's zero check at each division keeps a loop from vectorising; FASTMATH above; cached on disk.
 
-    There is no `parallel=True`: training cuts the batch into shards and gives each thread one (`train/shards.py`), which
-    keeps all cores busy without a second pool of threads beside BLAS's.
+    There is no `parallel=True`: training cuts the batch into shards and gives each thread one
+    (`train/shards.py`), which keeps all cores busy without a second pool of threads beside BLAS's.
     """
     if function is None:
         return functools.partial(jit, **options)
@@ -174,7 +174,5 @@ def contiguous(*arrays):
 
     Numba compiles a kernel anew (0.2 s and more) for each layout and for read-only arrays; at this door all look alike.
     """
-    ready = tuple(
-        a if a.flags.c_contiguous and a.flags.writeable else np.array(a, order="C") for a in arrays
-    )
+    ready = tuple(a if a.flags.c_contiguous and a.flags.writeable else np.array(a, order="C") for a in arrays)
     return ready if len(ready) > 1 else ready[0]

@@ -32,7 +32,7 @@ def im2col(x, kernel, stride, padding):
     """
     (B, _, _, C), (kh, kw) = x.shape, kernel
     windows = sliding_window_view(_surround(x, padding), kernel, axis=(1, 2))[:, ::stride, ::stride]
-    oh, ow = windows.shape[1:3]                                 # (B, oh, ow, C, kh, kw)
+    oh, ow = windows.shape[1:3]  # (B, oh, ow, C, kh, kw)
     return windows.transpose(0, 1, 2, 4, 5, 3).reshape(B, oh, ow, kh * kw * C)
 
 

@@ -5,8 +5,8 @@
     zₗ = MLP(LN(z'ₗ)) + z'ₗ                              (eq. 3)
     y = LN(z_L⁰)                                        (eq. 4)
 
-and a linear layer from y to the classes. Nothing in it knows that an image has two dimensions but the cutting into patches;
-where a patch came from must be learned, in E_pos.
+and a linear layer from y to the classes. Nothing in it knows that an image has two dimensions but the cutting
+into patches; where a patch came from must be learned, in E_pos.
 
 Source: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1 and table 1.
 Notebooks 04 to 06.
@@ -102,8 +102,9 @@ class ViT(Module):
 
     Args:
         config: a ViTConfig.
-        seed: of the initial values. As in the paper's code: position embedding normal with deviation 0.02, class token and
-            head zero (so that the first loss is exactly ln K), dense layers Xavier-uniform, patch embedding LeCun-normal.
+        seed: of the initial values. As in the paper's code: position embedding normal with deviation 0.02, class
+            token and head zero (so that the first loss is exactly ln K), dense layers Xavier-uniform, patch
+            embedding LeCun-normal.
     """
 
     def __init__(self, config, seed=0):
@@ -126,8 +127,8 @@ class ViT(Module):
             images: (B, height, width, C), a Tensor or an array, normalised as in training.
             intermediates: also return what happened on the way.
 
-        Returns logits (B, K); with `intermediates`, (logits, seen): a dict of Tensors "tokens" (B, N+1, D), "blocks.0" …
-        (B, N+1, D) each, "encoded" (B, N+1, D), and arrays "attention.0" … (B, H, N+1, N+1).
+        Returns logits (B, K); with `intermediates`, (logits, seen): a dict of Tensors "tokens" (B, N+1, D),
+        "blocks.0" … (B, N+1, D) each, "encoded" (B, N+1, D), and arrays "attention.0" … (B, H, N+1, N+1).
 
         Raises ValueError for images of another shape.
         """

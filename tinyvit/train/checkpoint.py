@@ -1,11 +1,12 @@
 """Checkpoints: files that are always whole.
 
-A process can die at any instruction: a kill, a full disk, a flat battery. Writing over the old checkpoint would leave
-neither. So the new one is written beside it under a temporary name, forced to the disk, and renamed into place; a rename is
-one step to the file system, so a reader finds the old file or the new one, never half of one.
+A process can die at any instruction: a kill, a full disk, a flat battery. Writing over the old checkpoint would
+leave neither. So the new one is written beside it under a temporary name, forced to the disk, and renamed into
+place; a rename is one step to the file system, so a reader finds the old file or the new one, never half of
+one.
 
-The format is safetensors: a JSON header, then raw arrays. Loading it runs no code (a pickle can run anything), and PyTorch,
-JAX and Hugging Face read it. It does not notice a flipped bit; the hash in its metadata does.
+The format is safetensors: a JSON header, then raw arrays. Loading it runs no code (a pickle can run anything),
+and PyTorch, JAX and Hugging Face read it. It does not notice a flipped bit; the hash in its metadata does.
 """
 
 import contextlib
@@ -63,7 +64,8 @@ def save(path, tensors, metadata):
 
 
 def load(path):
-    """Read what `save` wrote: ({name: array}, metadata). Raises CheckpointError that says what is wrong with the file."""
+    """Read what `save` wrote: ({name: array}, metadata). Raises CheckpointError that says what is wrong with
+    the file."""
     path = Path(path)
     try:
         with safetensors.safe_open(path, "numpy") as file:
@@ -75,7 +77,9 @@ def load(path):
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
     if header.get("format") != FORMAT:
         found = header.get("format", "none")
-        raise CheckpointError(f"{path} must carry the format mark {FORMAT!r}, found {found!r}: not written by this version")
+        raise CheckpointError(
+            f"{path} must carry the format mark {FORMAT!r}, found {found!r}: not written by this version"
+        )
     about = header.get("tinyvit", "")
     if header.get("sha256") != _digest(tensors, about):
         raise CheckpointError(f"{path} is damaged: its content does not match the hash stored with it")

@@ -3,9 +3,9 @@
     for each epoch: for each batch: gradient, clip, step;  then look at the validation images and write a checkpoint.
     At the end, once: the test images.
 
-The rest of the file is what a long run owes its user. Ctrl-C is taken between two steps, so the checkpoint written then is
-of one moment. A loss that is not a number stops the run at once, before the step that would spread it, and says which op
-made it. What is printed is also in `metrics.jsonl`.
+The rest of the file is what a long run owes its user. Ctrl-C is taken between two steps, so the checkpoint
+written then is of one moment. A loss that is not a number stops the run at once, before the step that would
+spread it, and says which op made it. What is printed is also in `metrics.jsonl`.
 
 A run's folder:  config.toml · metrics.jsonl · checkpoint.safetensors  (and pictures, see viz/)
 
@@ -45,8 +45,8 @@ class TrainingError(Exception):
 class Run:
     """What a training run left: its folder, the model, the history (a dict an epoch), and the test result.
 
-    `test_accuracy` is in [0, 1]; None where the run was interrupted. `probabilities` (M, K) are those of the test images.
-    `seconds` counts training alone, without loading data and testing.
+    `test_accuracy` is in [0, 1]; None where the run was interrupted. `probabilities` (M, K) are those of the
+    test images. `seconds` counts training alone, without loading data and testing.
     """
 
     folder: Path
@@ -112,7 +112,9 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise TrainingError(f"the run's folder {folder} must be new or empty, so that nothing is lost; name another with --out")
+        raise TrainingError(
+            f"the run's folder {folder} must be new or empty, so that nothing is lost; name another with --out"
+        )
     config = configure(recipe, dataset)
     model = ViT(config, recipe.seed)
     about = dict(
@@ -141,7 +143,12 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
         tensors |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
         checkpoint.save(folder / CHECKPOINT, tensors, about | {"epochs_done": epoch})
 
-    with Shards(model, optimizer.flat, recipe.shards, threads) as shards, one_blas_thread(), _Interrupt() as interrupt, progress:
+    with (
+        Shards(model, optimizer.flat, recipe.shards, threads) as shards,
+        one_blas_thread(),
+        _Interrupt() as interrupt,
+        progress,
+    ):
         save(0)
         step, start = 0, time.perf_counter()
         for epoch in range(recipe.epochs):
@@ -158,8 +165,8 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
                 if not math.isfinite(loss) or not math.isfinite(norm):
                     raise TrainingError(
                         f"training stopped at step {step} (epoch {epoch + 1}): loss {loss}, learning rate {lr:.3g}, "
-                        f"gradient norm {norm}. Where it began: {shards.culprit(*arguments)}. The checkpoint of the last "
-                        f"whole epoch is kept: {folder / CHECKPOINT}. Try a smaller --lr, or --clip 1."
+                        f"gradient norm {norm}. Where it began: {shards.culprit(*arguments)}. The checkpoint of "
+                        f"the last whole epoch is kept: {folder / CHECKPOINT}. Try a smaller --lr, or --clip 1."
                     )
                 optimizer.step(lr)
                 step += 1
@@ -192,7 +199,8 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
         run.seconds = time.perf_counter() - start
         progress.close()
         if run.interrupted:
-            say(f"stopped in epoch {len(run.history) + 1} of {recipe.epochs}, after step {step}; the checkpoint holds that moment")
+            epoch = f"{len(run.history) + 1} of {recipe.epochs}"
+            say(f"stopped in epoch {epoch}, after step {step}; the checkpoint holds that moment")
         else:
             run.test_accuracy, _, run.probabilities = evaluate(
                 model, dataset.test, dataset.mean, dataset.std, shards.map

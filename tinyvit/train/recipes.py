@@ -1,7 +1,7 @@
 """Recipes: everything that decides how a run goes, as rows of a table.
 
-A run is reproducible when it is a function of its recipe and the data, and of nothing else: no default hidden in a loop, no
-machine's core count. The recipe is written into the run's folder and into its checkpoint.
+A run is reproducible when it is a function of its recipe and the data, and of nothing else: no default hidden
+in a loop, no machine's core count. The recipe is written into the run's folder and into its checkpoint.
 """
 
 from dataclasses import dataclass, fields
@@ -14,18 +14,15 @@ from tinyvit.models import PRESETS
 class Recipe:
     """How to train. Raises ValueError for what cannot be.
 
-    data: a name that `tinyvit.data.load` knows, or a folder of images.
-    preset: of the model, a key of PRESETS; its image size, channels and classes are taken from the data.
-    epochs, batch_size: passes over the training split, images per step.
-    lr: peak learning rate, reached after `warmup` epochs, then half a cosine down to 0.
-    weight_decay: AdamW's decoupled λ on matrices; for SGD the L2 term.
-    smoothing: label smoothing. clip: longest global gradient norm, 0 for none. dropout: probability.
-    optimizer: "adamw" or "sgd" (momentum 0.9).
-    augment: a key of AUGMENTS.
-    patch: patch size in place of the preset's; 0 keeps that. image_size: side in pixels to which a folder's images are
-    resized; 0 keeps their own.
-    seed: of initial values, order, augmentation and dropout.
-    shards: into how many parts each batch is cut for the threads. Sums are taken shard by shard, so the result depends on
+    data: a name that `tinyvit.data.load` knows, or a folder of images. preset: of the model, a key of PRESETS;
+    its image size, channels and classes are taken from the data. epochs, batch_size: passes over the training
+    split, images per step. lr: peak learning rate, reached after `warmup` epochs, then half a cosine down to 0.
+    weight_decay: AdamW's decoupled λ on matrices; for SGD the L2 term. smoothing: label smoothing. clip:
+    longest global gradient norm, 0 for none. dropout: probability. optimizer: "adamw" or "sgd" (momentum 0.9).
+    augment: a key of AUGMENTS. patch: patch size in place of the preset's; 0 keeps that. image_size: side in
+    pixels to which a folder's images are resized; 0 keeps their own. seed: of initial values, order,
+    augmentation and dropout. shards: into how many parts each batch is cut for the threads. Sums are taken
+    shard by shard, so the result depends on
         this number, and on no number of threads.
     """
 

@@ -1,13 +1,14 @@
 """Cores: cut the batch into shards, one thread each, and add up the gradients.
 
-The loss is a mean over images, so its gradient is the weighted mean of the shards' gradients: nothing is lost by computing
-them apart. Each worker runs forward and backward through a *replica* of the model, whose parameters share memory with the
-model's and whose gradients are its own. Then the flat gradients are summed in the order of the shards, not in the order in
-which threads finish, so that the result is the same to the bit for any number of threads. This is data parallelism as
-across machines, where the sum is an all-reduce.
+The loss is a mean over images, so its gradient is the weighted mean of the shards' gradients: nothing is lost
+by computing them apart. Each worker runs forward and backward through a *replica* of the model, whose
+parameters share memory with the model's and whose gradients are its own. Then the flat gradients are summed in
+the order of the shards, not in the order in which threads finish, so that the result is the same to the bit for
+any number of threads. This is data parallelism as across machines, where the sum is an all-reduce.
 
-Threads suffice, without processes: NumPy's matrix products and our kernels release the GIL. Inside a shard all is serial;
-BLAS gets one thread (`one_blas_thread`), because two pools of threads on the same cores wait for each other in loops.
+Threads suffice, without processes: NumPy's matrix products and our kernels release the GIL. Inside a shard all
+is serial; BLAS gets one thread (`one_blas_thread`), because two pools of threads on the same cores wait for
+each other in loops.
 """
 
 import os
@@ -30,7 +31,8 @@ def available_cores():
 
 
 def one_blas_thread():
-    """Context manager: matrix products inside run on the calling thread alone. (macOS's Accelerate decides for itself.)"""
+    """Context manager: matrix products inside run on the calling thread alone. (macOS's Accelerate decides
+    for itself.)"""
     return threadpool_limits(1, user_api="blas")
 
 
@@ -98,7 +100,8 @@ class Shards:
         return sum(loss for loss, _ in results), sum(correct for _, correct in results)
 
     def culprit(self, images, labels, smoothing, seed):
-        """Compute the batch again and say where the first NaN or infinity comes from; the parameters must be unchanged."""
+        """Compute the batch again and say where the first NaN or infinity comes from; the parameters must be
+        unchanged."""
         for p in self.flat.parameters:
             if not np.isfinite(p.data).all():
                 return f"the parameter {p.name} itself is not finite"
