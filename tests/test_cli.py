@@ -192,7 +192,7 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint(kind, tmp_path):
     assert "Traceback" not in err
     if kind == "SIGINT":
         assert process.returncode == 130, err
-        assert "the checkpoint holds that moment" in out and (tmp_path / "run" / "curves.png").exists()
+        assert "the checkpoint holds it" in out and (tmp_path / "run" / "curves.png").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break differently on Windows")

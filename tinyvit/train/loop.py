@@ -107,105 +107,118 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
         say: receives each line of text.
         bar: a progress bar on stderr; by default only if that is a terminal.
 
-    Returns a Run. Raises TrainingError for a non-finite loss or a folder in use, OSError where it cannot be written.
+    Returns a Run. Raises ValueError where the recipe does not fit the data, TrainingError for a non-finite loss or a
+    folder in use, OSError where it cannot be written.
     """
-    folder = Path(folder)
+    config, folder = configure(recipe, dataset), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise TrainingError(
             f"the run's folder {folder} must be new or empty, so that nothing is lost; name another with --out"
         )
-    config = configure(recipe, dataset)
-    model = ViT(config, recipe.seed)
-    about = dict(
-        recipe=asdict(recipe), model=asdict(config), data=dataset.name, classes=list(dataset.classes),
-        mean=list(dataset.mean), std=list(dataset.std),
-    )  # fmt: skip
-    (folder / "config.toml").write_text(tomli_w.dumps(about | {"machine": machine()}), encoding="utf-8")
-
-    make = {"adamw": optim.AdamW, "sgd": optim.SGD}[recipe.optimizer]
-    optimizer = make(model, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    augment = AUGMENTS[recipe.augment] if recipe.augment != "none" else None
-    M = len(dataset.train)
-    per_epoch = steps_per_epoch(M, recipe.batch_size)
-    total, warmup = recipe.epochs * per_epoch, int(recipe.warmup * per_epoch)
-
+    loop = Loop(recipe, dataset, config, folder)
+    run = Run(folder, loop.model)
     say(
-        f"{dataset.name}: {M:,} training images, {len(dataset.validation):,} validation, {len(dataset.test):,} test; "
-        f"ViT with {model.parameter_count():,} parameters, {config.tokens} tokens"
+        f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.validation):,} validation, "
+        f"{len(dataset.test):,} test; ViT with {loop.model.parameter_count():,} parameters, {config.tokens} tokens"
     )
     kernels.announce_compilation()
-    run = Run(folder, model)
-    progress = tqdm(total=recipe.epochs * M, unit=" images", unit_scale=True, disable=None if bar is None else not bar)
-
-    def save(epoch):
-        tensors = {f"model.{name}": p.data for name, p in model.named_parameters()}
-        tensors |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
-        checkpoint.save(folder / CHECKPOINT, tensors, about | {"epochs_done": epoch})
-
-    with (
-        Shards(model, optimizer.flat, recipe.shards, threads) as shards,
-        one_blas_thread(),
-        _Interrupt() as interrupt,
-        progress,
-    ):
-        save(0)
-        step, start = 0, time.perf_counter()
+    images = recipe.epochs * len(dataset.train)
+    progress = tqdm(total=images, unit=" images", unit_scale=True, disable=None if bar is None else not bar)
+    start = time.perf_counter()
+    with loop.workers(threads) as shards, one_blas_thread(), Interrupt() as interrupt, progress:
+        loop.save(epochs_done=0)
         for epoch in range(recipe.epochs):
-            loss_sum = correct = seen = norm_sum = 0.0
-            epoch_start = time.perf_counter()
-            for images, labels in batches(
-                dataset.train, recipe.batch_size, mean=dataset.mean, std=dataset.std,
-                seed=recipe.seed, epoch=epoch, augment=augment,
-            ):  # fmt: skip
-                lr = optim.warmup_cosine(step, total, recipe.lr, warmup)
-                arguments = images, labels, recipe.smoothing, (recipe.seed, 1, step)
-                loss, right = shards.gradient(*arguments)
-                norm = optimizer.clip_gradients(recipe.clip)
-                if not math.isfinite(loss) or not math.isfinite(norm):
-                    raise TrainingError(
-                        f"training stopped at step {step} (epoch {epoch + 1}): loss {loss}, learning rate {lr:.3g}, "
-                        f"gradient norm {norm}. Where it began: {shards.culprit(*arguments)}. The checkpoint of "
-                        f"the last whole epoch is kept: {folder / CHECKPOINT}. Try a smaller --lr, or --clip 1."
-                    )
-                optimizer.step(lr)
-                step += 1
-                loss_sum, correct, norm_sum = loss_sum + loss * len(labels), correct + right, norm_sum + norm
-                seen += len(labels)
-                progress.update(len(labels))
-                if interrupt.asked:
-                    break
-            seconds = time.perf_counter() - epoch_start
+            row = loop.epoch(epoch, shards, interrupt, progress)
             if interrupt.asked:
+                loop.save(epochs_done=epoch)
+                say(f"stopped in epoch {epoch + 1} of {recipe.epochs}, after step {loop.step}; the checkpoint holds it")
                 run.interrupted = True
-                save(epoch)
                 break
-            accuracy, validation_loss, _ = evaluate(model, dataset.validation, dataset.mean, dataset.std, shards.map)
-            row = dict(
-                epoch=epoch + 1, loss=loss_sum / seen, accuracy=correct / seen, validation_loss=validation_loss,
-                validation_accuracy=accuracy, lr=lr, gradient_norm=norm_sum / per_epoch,
-                images_per_second=seen / seconds, seconds=time.perf_counter() - start,
-            )  # fmt: skip
-            run.history.append(row)
-            save(epoch + 1)
+            run.history.append(row | {"seconds": time.perf_counter() - start})
+            loop.save(epochs_done=epoch + 1)
             with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            progress.set_postfix_str(f"loss {row['loss']:.3f}, validation {100 * accuracy:.2f} %")
+                file.write(json.dumps(run.history[-1]) + "\n")
             if progress.disable and (epoch + 1) % max(1, recipe.epochs // 10) == 0:
                 say(
-                    f"epoch {epoch + 1:3d}/{recipe.epochs}  loss {row['loss']:.3f}  validation {100 * accuracy:.2f} %  "
-                    f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.0f} s"
+                    f"epoch {epoch + 1:3d}/{recipe.epochs}  loss {row['loss']:.3f}  "
+                    f"validation {100 * row['validation_accuracy']:.2f} %  {row['images_per_second']:,.0f} images/s"
                 )
         run.seconds = time.perf_counter() - start
-        progress.close()
-        if run.interrupted:
-            epoch = f"{len(run.history) + 1} of {recipe.epochs}"
-            say(f"stopped in epoch {epoch}, after step {step}; the checkpoint holds that moment")
-        else:
+        if not run.interrupted:
             run.test_accuracy, _, run.probabilities = evaluate(
-                model, dataset.test, dataset.mean, dataset.std, shards.map
+                loop.model, dataset.test, dataset.mean, dataset.std, shards.map
             )
     return run
+
+
+class Loop:
+    """A run in progress: the model, its optimiser, how far it is; and what one step, one epoch, one checkpoint are."""
+
+    def __init__(self, recipe, dataset, config, folder):
+        self.recipe, self.dataset, self.folder = recipe, dataset, folder
+        self.model = ViT(config, recipe.seed)
+        kind = {"adamw": optim.AdamW, "sgd": optim.SGD}[recipe.optimizer]
+        self.optimizer = kind(self.model, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.step = 0
+        self.steps_per_epoch = steps_per_epoch(len(dataset.train), recipe.batch_size)
+        self.about = dict(
+            recipe=asdict(recipe), model=asdict(config), data=dataset.name, classes=list(dataset.classes),
+            mean=list(dataset.mean), std=list(dataset.std),
+        )  # fmt: skip
+        (folder / "config.toml").write_text(tomli_w.dumps(self.about | {"machine": machine()}), encoding="utf-8")
+
+    def workers(self, threads):
+        return Shards(self.model, self.optimizer.flat, self.recipe.shards, threads)
+
+    def epoch(self, epoch, shards, interrupt, progress):
+        """Pass over the training images once, then look at the validation images; returns the epoch's metrics.
+        After Ctrl-C it ends with the step and returns None."""
+        recipe, data = self.recipe, self.dataset
+        augment = AUGMENTS[recipe.augment] if recipe.augment != "none" else None
+        loss_sum = right_sum = seen = norm_sum = 0
+        start = time.perf_counter()
+        for images, labels in batches(
+            data.train, recipe.batch_size, mean=data.mean, std=data.std, seed=recipe.seed, epoch=epoch, augment=augment
+        ):
+            loss, right, norm, lr = self.train_step(shards, images, labels)
+            loss_sum, right_sum, seen = loss_sum + loss * len(labels), right_sum + right, seen + len(labels)
+            norm_sum += norm
+            progress.set_postfix_str(f"loss {loss_sum / seen:.3f}, {100 * right_sum / seen:.1f} % right", refresh=False)
+            progress.update(len(labels))
+            if interrupt.asked:
+                return None
+        seconds = time.perf_counter() - start
+        accuracy, validation_loss, _ = evaluate(self.model, data.validation, data.mean, data.std, shards.map)
+        return dict(
+            epoch=epoch + 1, loss=loss_sum / seen, accuracy=right_sum / seen, validation_loss=validation_loss,
+            validation_accuracy=accuracy, lr=lr, gradient_norm=norm_sum / self.steps_per_epoch,
+            images_per_second=seen / seconds,
+        )  # fmt: skip
+
+    def train_step(self, shards, images, labels):
+        """Gradient, clip, step. Returns (loss, images classified right, gradient norm before clipping, rate)."""
+        recipe, step = self.recipe, self.step
+        total, warmup = recipe.epochs * self.steps_per_epoch, int(recipe.warmup * self.steps_per_epoch)
+        lr = optim.warmup_cosine(step, total, recipe.lr, warmup)
+        batch = images, labels, recipe.smoothing, (recipe.seed, step)
+        loss, right = shards.gradient(*batch)
+        norm = self.optimizer.clip_gradients(recipe.clip)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainingError(
+                f"training stopped at step {step} (epoch {step // self.steps_per_epoch + 1}): loss {loss}, learning "
+                f"rate {lr:.3g}, gradient norm {norm}. Where it began: {shards.culprit(*batch)}. The checkpoint of the "
+                f"last whole epoch is kept: {self.folder / CHECKPOINT}. Try a smaller --lr, or --clip 1."
+            )
+        self.optimizer.step(lr)
+        self.step += 1
+        return loss, right, norm, lr
+
+    def save(self, epochs_done):
+        tensors = {f"model.{name}": p.data for name, p in self.model.named_parameters()}
+        tensors |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
+        progress = dict(epochs_done=epochs_done, steps_done=self.step)
+        checkpoint.save(self.folder / CHECKPOINT, tensors, self.about | progress)
 
 
 def machine():
@@ -215,7 +228,7 @@ def machine():
     )
 
 
-class _Interrupt(contextlib.AbstractContextManager):
+class Interrupt(contextlib.AbstractContextManager):
     """Turns the first Ctrl-C into the flag `asked`; the second one interrupts as usual."""
 
     def __init__(self):
