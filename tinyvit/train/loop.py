@@ -203,14 +203,16 @@ class Loop:
         lr = optim.warmup_cosine(step, total, recipe.lr, warmup)
         batch = images, labels, recipe.smoothing, (recipe.seed, step)
         loss, right = shards.gradient(*batch)
-        norm = self.optimizer.clip_gradients(recipe.clip)
+        with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for it
+            norm = self.optimizer.clip_gradients(recipe.clip)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"training stopped at step {step} (epoch {step // self.steps_per_epoch + 1}): loss {loss}, learning "
                 f"rate {lr:.3g}, gradient norm {norm}. Where it began: {shards.culprit(*batch)}. The checkpoint of the "
                 f"last whole epoch is kept: {self.folder / CHECKPOINT}. Try a smaller --lr, or --clip 1."
             )
-        self.optimizer.step(lr)
+        with np.errstate(over="ignore", invalid="ignore"):  # shows in the next loss
+            self.optimizer.step(lr)
         self.step += 1
         return loss, right, norm, lr
 
