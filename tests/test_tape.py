@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyvit import Tensor, functional, tape, vit
+from tinyvit import Tensor, functional, optim, tape, vit
 
 
 def test_rows_of_a_small_graph():
@@ -36,6 +36,22 @@ def test_flops_of_a_vit_are_the_formulas():
     biases = 2 * N * (3 * D + D + M + D) + 16 * D + 10
     assert weights == 2 * 2 * N * (4 * D * D + 2 * D * M) + 2 * 16 * 4 * D + 2 * D * 10 + biases
     assert sum(row.flops for row in t.rows if row.op == "attention") == 2 * 4 * N * N * D
+
+
+def test_constants_and_absent_arguments_have_their_place():
+    x, w = np.ones((2, 3)), Tensor(np.ones((3, 2)), requires_grad=True)
+    row = (x @ w).trace().rows[-1]
+    assert row.inputs == (-1, 0) and row.input_shapes == ((2, 3), (3, 2)) and row.flops == 24
+    assert functional.linear(Tensor(x), w, None).trace().rows[-1].flops == 24
+    assert functional.conv2d(Tensor(np.ones((1, 4, 4, 1)), True), np.ones((3, 3, 1, 2)), None).trace().flops == 144
+
+
+def test_an_optimiser_changes_nothing_about_what_is_remembered():
+    """Parameters that share a buffer are still arrays of their own."""
+    model, x = vit("digits", depth=1), np.zeros((2, 8, 8, 1))
+    before = model(x).trace().remembered
+    optim.AdamW(model)
+    assert model(x).trace().remembered == before
 
 
 def test_it_prints():

@@ -6,9 +6,9 @@ A pullback receives g = dL/d(output), of the output's shape, and returns dL/d(in
 argument.
 
 The last lines attach the ops to Tensor as operators and methods.
-
-Notebook 01 builds the first of these by hand.
 """
+
+import functools
 
 import numpy as np
 
@@ -19,16 +19,20 @@ from tinyvit.tensor import Tensor, differentiable
 
 @differentiable
 def add(a, b):
+    """a + b, entry by entry."""
     return a + b, lambda g: (g, g)
 
 
 @differentiable
 def subtract(a, b):
+    """a - b, entry by entry."""
     return a - b, lambda g: (g, -g)
 
 
 @differentiable
 def multiply(a, b):
+    """a * b, entry by entry."""
+
     def pullback(g, wanted):  # d(ab) = b da + a db
         return g * b if wanted[0] else None, g * a if wanted[1] else None
 
@@ -37,6 +41,8 @@ def multiply(a, b):
 
 @differentiable
 def divide(a, b):
+    """a / b, entry by entry."""
+
     def pullback(g, wanted):  # d(a/b) = da / b - a db / b²
         return g / b if wanted[0] else None, -g * a / (b * b) if wanted[1] else None
 
@@ -45,40 +51,50 @@ def divide(a, b):
 
 @differentiable
 def negative(x):
+    """-x."""
     return -x, lambda g: -g
 
 
 @differentiable
 def power(x, *, exponent):
     """x ** exponent for a constant Python number."""
-    return x**exponent, lambda g: g * (exponent * x ** (exponent - 1))
+
+    def pullback(g):
+        return g * (exponent * x ** (exponent - 1)) if exponent else 0 * g  # x⁻¹ would spoil 0 · x⁻¹ at x = 0
+
+    return x**exponent, pullback
 
 
 @differentiable
 def exp(x):
+    """eˣ, entry by entry."""
     y = np.exp(x)
     return y, lambda g: g * y
 
 
 @differentiable
 def log(x):
+    """The natural logarithm, entry by entry."""
     return np.log(x), lambda g: g / x
 
 
 @differentiable
 def sqrt(x):
+    """√x, entry by entry."""
     y = np.sqrt(x)
     return y, lambda g: g / (2 * y)
 
 
 @differentiable
 def tanh(x):
+    """The hyperbolic tangent, entry by entry."""
     y = np.tanh(x)
     return y, lambda g: g * (1 - y * y)
 
 
 @differentiable
 def absolute(x):
+    """|x|, entry by entry; derivative 0 at 0."""
     return np.abs(x), lambda g: g * np.sign(x)
 
 
@@ -208,9 +224,16 @@ def concatenate(xs, axis=0):
 
 def stack(xs, axis=0):
     """Join a sequence of tensors of one shape along a new axis."""
-    axis = np.lib.array_utils.normalize_axis_index(axis, np.ndim(xs[0].data) + 1)
-    shape = xs[0].shape[:axis] + (1,) + xs[0].shape[axis:]
-    return concatenate([reshape(x, shape=shape) for x in xs], axis)
+    if len(xs) == 0:
+        raise ValueError("stack needs at least one tensor")
+    return concatenate([_with_axis(x, axis) for x in xs], axis)
+
+
+def _with_axis(x, axis):
+    """x with a new axis of size 1, the `axis`-th of the result."""
+    shape = list(np.shape(x._array if isinstance(x, Tensor) else x))
+    shape.insert(axis if axis >= 0 else len(shape) + 1 + axis, 1)
+    return reshape(x, shape=tuple(shape))
 
 
 @differentiable
@@ -240,6 +263,8 @@ def matmul(a, b):
     shapes = [x.shape if isinstance(x, Tensor) else np.shape(x) for x in (a, b)]
     if () in shapes:
         raise ValueError(f"matmul: shapes {shapes[0]} and {shapes[1]}: a number has no inner size; use *")
+    if len(shapes[0]) == len(shapes[1]) == 1 and shapes[0] != shapes[1]:
+        raise ValueError(f"matmul: shapes {shapes[0]} and {shapes[1]}: two vectors must have one length")
     if len(shapes[0]) == 1:
         return matmul(reshape(a, shape=(1, -1)), b)[..., 0, :] if len(shapes[1]) > 1 else sum(multiply(a, b))
     if len(shapes[1]) == 1:
@@ -251,9 +276,10 @@ def matmul(a, b):
 
 
 def _power(x, exponent):
-    if not isinstance(exponent, int | float):
+    """x ** exponent for a constant number."""
+    if not isinstance(exponent, int | float | np.number):
         return NotImplemented
-    return power(x, exponent=exponent)
+    return power(x, exponent=exponent.item() if isinstance(exponent, np.number) else exponent)
 
 
 def _shape(sizes):
@@ -261,30 +287,46 @@ def _shape(sizes):
     return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
 
 
-Tensor.__add__ = Tensor.__radd__ = lambda self, other: add(self, other)
-Tensor.__mul__ = Tensor.__rmul__ = lambda self, other: multiply(self, other)
-Tensor.__sub__ = lambda self, other: subtract(self, other)
+def _reduction(op):
+    """The method of an op that reduces: here `axis` may stand without its name."""
+
+    @functools.wraps(op)
+    def method(self, axis=None, keepdims=False):
+        return op(self, axis=axis, keepdims=keepdims)
+
+    return method
+
+
+@functools.wraps(reshape)
+def _reshape(self, *sizes):
+    return reshape(self, shape=_shape(sizes))
+
+
+@functools.wraps(transpose)
+def _transpose(self, *axes):
+    return transpose(self, axes=_shape(axes) or None)
+
+
+@functools.wraps(astype)
+def _astype(self, dtype):
+    return astype(self, dtype=dtype)
+
+
+Tensor.__add__ = Tensor.__radd__ = add
+Tensor.__mul__ = Tensor.__rmul__ = multiply
+Tensor.__sub__ = subtract
 Tensor.__rsub__ = lambda self, other: subtract(other, self)
-Tensor.__truediv__ = lambda self, other: divide(self, other)
+Tensor.__truediv__ = divide
 Tensor.__rtruediv__ = lambda self, other: divide(other, self)
-Tensor.__matmul__ = lambda self, other: matmul(self, other)
+Tensor.__matmul__ = matmul
 Tensor.__rmatmul__ = lambda self, other: matmul(other, self)
-Tensor.__neg__ = lambda self: negative(self)
+Tensor.__neg__ = negative
 Tensor.__pow__ = _power
 Tensor.__getitem__ = lambda self, index: getitem(self, index=index)
 Tensor.__iter__ = lambda self: (self[i] for i in range(len(self)))
 
-Tensor.exp = lambda self: exp(self)
-Tensor.log = lambda self: log(self)
-Tensor.sqrt = lambda self: sqrt(self)
-Tensor.tanh = lambda self: tanh(self)
-Tensor.abs = lambda self: absolute(self)
-Tensor.relu = lambda self: relu(self)
-Tensor.sum = lambda self, axis=None, keepdims=False: sum(self, axis=axis, keepdims=keepdims)
-Tensor.mean = lambda self, axis=None, keepdims=False: mean(self, axis=axis, keepdims=keepdims)
-Tensor.max = lambda self, axis=None, keepdims=False: max(self, axis=axis, keepdims=keepdims)
-Tensor.reshape = lambda self, *sizes: reshape(self, shape=_shape(sizes))
-Tensor.transpose = lambda self, *axes: transpose(self, axes=_shape(axes) or None)
-Tensor.astype = lambda self, dtype: astype(self, dtype=dtype)
-Tensor.T = property(lambda self: transpose(self))
+Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh, Tensor.abs, Tensor.relu = exp, log, sqrt, tanh, absolute, relu
+Tensor.sum, Tensor.mean, Tensor.max = map(_reduction, (sum, mean, max))
+Tensor.reshape, Tensor.transpose, Tensor.astype = _reshape, _transpose, _astype
+Tensor.T = property(transpose)
 Tensor.mT = property(lambda self: transpose(self, axes=(*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)))

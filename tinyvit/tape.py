@@ -27,7 +27,7 @@ FLOPS = {
     "sum": lambda ins, out: prod(ins[0]),
     "max": lambda ins, out: prod(ins[0]),
     "matmul": lambda ins, out: 2 * ins[0][-1] * prod(out),
-    "linear": lambda ins, out: (2 * ins[1][0] + (len(ins) > 2)) * prod(out),
+    "linear": lambda ins, out: (2 * ins[1][0] + (ins[2] is not None)) * prod(out),
     "attention": lambda ins, out: 4 * ins[0][1] * prod(out),  # q kᵀ and p v: 2·N²·D multiply-adds an image
     "conv2d": lambda ins, out: 2 * prod(ins[1][:-1]) * prod(out),
     "softmax": lambda ins, out: 5 * prod(out),
@@ -39,13 +39,14 @@ FLOPS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One op of the tape. `inputs` are the numbers of the rows that it reads; -1 stands for an unnamed constant."""
+    """One op of the tape. `inputs` are the numbers of the rows that it reads; -1 stands for a constant. An absent
+    argument, such as no bias, has the input shape None. `remembered` counts bytes."""
 
     number: int
     op: str
     name: str | None
     inputs: tuple[int, ...]
-    input_shapes: tuple[tuple[int, ...], ...]
+    input_shapes: tuple[tuple[int, ...] | None, ...]
     shape: tuple[int, ...]
     remembered: int
     flops: int
@@ -99,28 +100,27 @@ def trace(tensor):
 
 
 def _row(node, numbers, seen):
-    shapes = tuple(parent.shape if parent is not None else () for parent in node.parents)
     return Row(
         number=numbers[node],
         op=node.op,
         name=node.tensor.name if node.tensor is not None else None,
         inputs=tuple(-1 if parent is None else numbers[parent] for parent in node.parents),
-        input_shapes=shapes,
+        input_shapes=tuple(node.input_shapes),
         shape=node.shape,
         remembered=sum(array.nbytes for array in _captured(node.pullback, seen)),
-        flops=FLOPS.get(node.op, lambda ins, out: prod(out))(shapes, node.shape),
+        flops=FLOPS.get(node.op, lambda ins, out: prod(out))(node.input_shapes, node.shape),
     )
 
 
 def _captured(pullback, seen):
-    """The arrays in the pullback's closure whose memory no earlier row has counted."""
-    cells = pullback.__closure__ or () if pullback is not None else ()
+    """The arrays in the pullback's closure that no earlier row has counted."""
+    cells = getattr(pullback, "__closure__", None) or ()
     for cell in cells:
         array = cell.cell_contents
         if isinstance(array, np.ndarray):
-            owner = array if array.base is None else array.base
-            if id(owner) not in seen:
-                seen.add(id(owner))
+            memory = array.__array_interface__["data"][0], array.nbytes
+            if memory not in seen:
+                seen.add(memory)
                 yield array
 
 

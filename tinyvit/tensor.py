@@ -11,11 +11,9 @@ has its gradient, at about twice the cost of the forward pass. There is no symbo
 An op sees plain arrays; `Tensor`s exist only outside. Rules for writing one: positional arguments are differentiable,
 keyword-only ones are not; capture arrays, never Tensors; never change `g` in place, it may belong to others too.
 
-This file is the whole engine: Tensor (a value), Node (a step of the tape), differentiable (records) and
-backward (walks). PyTorch's autograd is the same machine in C++; JAX gets its pullbacks by tracing and
-transposing a program instead.
-
-Walk through it in notebook 01.
+This file is the whole engine: a Node is a step of the tape, `differentiable` records it, `walk` goes back along
+the tape, and a Tensor is the value that carries it. PyTorch's autograd is the same machine in C++; JAX gets its
+pullbacks by tracing and transposing a program instead.
 """
 
 import contextlib
@@ -64,18 +62,160 @@ class Node:
     graph that nobody holds any more is freed at once, without the garbage collector.
     """
 
-    __slots__ = ("order", "op", "pullback", "parents", "shape", "dtype", "wanted", "static", "tensor", "__weakref__")
+    __slots__ = ("order", "op", "pullback", "parents", "input_shapes", "shape", "dtype", "tensor", "__weakref__")
 
-    def __init__(self, op, array, pullback=None, parents=(), wanted=True, static=None, tensor=None):
+    def __init__(self, op, array, pullback=None, parents=(), input_shapes=(), tensor=None):
         self.order = _next_order()  # grows with time, so that an input's number is below its consumers'
         self.op = op
         self.shape = array.shape
         self.dtype = array.dtype
         self.pullback = pullback
         self.parents = parents  # a Node per positional argument; None for a constant
-        self.wanted = wanted  # False for a leaf that requires no gradient
-        self.static = static  # the keyword arguments, for `trace`
+        self.input_shapes = input_shapes  # a shape per positional argument; None for an absent one
         self.tensor = tensor
+
+    def wants_gradient(self):
+        return self.tensor is None or self.tensor.requires_grad
+
+
+def differentiable(op):
+    """Turn `op(*arrays, **static) -> (array, pullback)` into a function on Tensors that records itself.
+
+    Positional arguments may be Tensors, arrays or numbers (constants, copied to the tensors' dtype) or None
+    (absent). The pullback maps dL/d(output) to a tuple with dL/d(input) for each positional argument (or the
+    bare array if there is one); it may have the output's broadcast shape, `fit` sums it. A pullback with
+    a second parameter named `wanted` is told which inputs want a gradient, a list of bools, and may return
+    None for the others.
+    """
+
+    name = op.__name__.lstrip("_")
+
+    @functools.wraps(op)
+    def record(*inputs, **static):
+        dtype, graph = None, False
+        for x in inputs:
+            if isinstance(x, Tensor):
+                graph = graph or x.requires_grad
+                own = x._array.dtype
+                if dtype is None:
+                    dtype = own
+                elif own is not dtype and own != dtype:
+                    raise TypeError(
+                        f"{name}: tensors must share one dtype, got {dtype} and {own}; convert with .astype()"
+                    )
+        arrays = [x._array if isinstance(x, Tensor) else constant(x, dtype) for x in inputs]
+        try:
+            result = op(*arrays, **static)
+        except ValueError as error:
+            shapes = " and ".join(str(a.shape) for a in arrays if a is not None)
+            raise ValueError(f"{name}: shapes {shapes}: {error}") from error
+        if not isinstance(result, tuple) or len(result) != 2 or not callable(result[1]):
+            raise TypeError(f"{name} must return (output array, pullback), got {type(result).__name__}")
+        out, pullback = result
+        if not isinstance(out, np.ndarray):
+            out = np.asarray(out)  # a full reduction gives a NumPy scalar
+        if out.dtype is not dtype and out.dtype != dtype:
+            if out.dtype not in FLOATS or (dtype is not None and "dtype" not in static):
+                raise TypeError(f"{name} must return {dtype or 'floats'} for {dtype or 'such'} inputs, not {out.dtype}")
+        if _checking.get() and not np.isfinite(out).all():
+            if all(np.isfinite(a).all() for a in arrays if a is not None):
+                raise FloatingPointError(f"{name} {out.shape} is the first op with a non-finite result")
+        if not graph or not _recording.get():
+            # A view would let an edit of the one reach a graph that remembers the other, and no node would know.
+            shared = any(np.may_share_memory(out, a) for a in arrays if a is not None)
+            return Tensor.wrap(out.copy() if shared else out)
+        parents = [x.node() if isinstance(x, Tensor) else None for x in inputs]
+        shapes = [a if a is None else a.shape for a in arrays]
+        return Tensor.wrap(out, Node(name, out, pullback, parents, shapes))
+
+    return record
+
+
+def walk(root, gradient):
+    """Visit the graph below `root`, results before inputs, and hand each node the gradient of its output.
+
+    A node's number is larger than those of its inputs, so "largest number first" is a topological order: when a
+    node's turn comes, all that consumed it have had theirs, and `arrived` holds the full sum over paths (the
+    multivariable chain rule; a tensor used twice gets two terms). A heap gives that order without recursion and
+    without a second pass.
+    """
+    arrived = {root: gradient}
+    todo = [(-root.order, root)]
+    checking = _checking.get()
+    while todo:
+        _, node = heapq.heappop(todo)
+        gradient = arrived.pop(node)
+        if node.tensor is not None:
+            accumulate(node.tensor, gradient)
+            continue
+        if node.pullback is None:
+            raise RuntimeError(
+                f"backward() reached {node.op}, whose graph an earlier backward() has walked and freed. "
+                "A graph serves once: compute the forward pass again, or add the losses and walk their sum."
+            )
+        pullback, parents = node.pullback, node.parents
+        node.pullback, node.parents = None, ()  # from here on only this loop holds the activations
+        wanted = [parent is not None and parent.wants_gradient() for parent in parents]
+        gradients = pullback(gradient, wanted) if takes_wanted(pullback) else pullback(gradient)
+        if not isinstance(gradients, tuple):
+            gradients = (gradients,)
+        if len(gradients) != len(parents):
+            raise ValueError(
+                f"the pullback of {node.op} must return a gradient for each of its {len(parents)} positional "
+                f"arguments, got {len(gradients)}"
+            )
+        for parent, part, want in zip(parents, gradients, wanted, strict=True):
+            if not want:
+                continue
+            part = fit(part, parent, node.op)
+            if checking and np.isfinite(gradient).all() and not np.isfinite(part).all():
+                raise FloatingPointError(f"the gradient of {node.op} ({describe(parent)}) is the first non-finite one")
+            if parent in arrived:
+                arrived[parent] = arrived[parent] + part  # not +=: the first term may be shared with other nodes
+            else:
+                arrived[parent] = part
+                heapq.heappush(todo, (-parent.order, parent))
+        del pullback, parents, gradients, gradient, node
+
+
+def takes_wanted(pullback):
+    """Whether a pullback has the parameter `wanted`. By name: in `lambda g, y=y: …` the second is something else."""
+    code = getattr(pullback, "__code__", None)
+    return code is not None and "wanted" in code.co_varnames[: code.co_argcount]
+
+
+def accumulate(leaf, gradient):
+    if leaf.grad is None:
+        leaf.grad = np.array(gradient)
+    else:
+        leaf.grad += gradient  # in place: the optimiser's flat buffer sees it
+
+
+def fit(gradient, parent, op):
+    """Undo broadcasting: an input that was stretched to the output's shape gets the sum over its copies."""
+    shape = parent.shape
+    if not isinstance(gradient, np.ndarray | np.generic):
+        raise TypeError(
+            f"the pullback of {op} must return an array for each input that wants a gradient, got {gradient!r}"
+        )
+    if gradient.dtype is not parent.dtype and gradient.dtype != parent.dtype:
+        raise TypeError(
+            f"the pullback of {op} returned {gradient.dtype} for a {parent.dtype} input; a NumPy scalar in the formula "
+            "promotes float32, a Python float does not"
+        )
+    if gradient.shape == shape:
+        return gradient
+    extra = gradient.ndim - len(shape)
+    stretched = tuple(i + extra for i, size in enumerate(shape) if size == 1 and gradient.shape[i + extra] != 1)
+    summed = gradient.sum(axis=(*range(extra), *stretched), keepdims=True) if extra >= 0 else gradient
+    if summed.size != np.prod(shape, dtype=int):
+        raise ValueError(f"the pullback of {op} returned shape {gradient.shape} for an input of shape {shape}")
+    return summed.reshape(shape)
+
+
+def describe(node):
+    name = f" {node.tensor.name}" if node.tensor is not None and node.tensor.name else ""
+    return f"{node.op}{name} {node.shape}"
 
 
 class Tensor:
@@ -83,7 +223,8 @@ class Tensor:
 
     Args:
         data: anything NumPy reads as numbers. Copied, so that editing your array later cannot reach into a graph.
-            float32 and float64 arrays keep their dtype; Python numbers, lists, integers and booleans become float32.
+            float32 and float64 arrays keep their dtype; all other numbers (Python's, lists, integers, float16 …)
+            become float32.
         requires_grad: collect a gradient for this tensor in `.grad`, an array of its shape, when `backward` is called.
         dtype: np.float32 or np.float64, to convert.
 
@@ -96,6 +237,8 @@ class Tensor:
     __array_ufunc__ = None  # makes `array + tensor` ask us instead of looping over the array's entries
 
     def __init__(self, data, requires_grad=False, dtype=None):
+        if isinstance(data, Tensor):
+            raise TypeError("a Tensor is made of numbers, got a Tensor; use .detach(), or .astype() to keep the graph")
         self._array = as_array(data, dtype)
         self.grad = None
         self.requires_grad = requires_grad
@@ -120,7 +263,8 @@ class Tensor:
     @property
     def data(self):
         """The values as an array. Writeable, as in `p.data -= lr * p.grad`, unless a recorded op may still need the
-        values for its pullback: then it is a read-only view, and writing raises NumPy's "read-only" error."""
+        values for its pullback: then it is a read-only view, and writing raises NumPy's "read-only" error. (An array
+        that you took before the op was recorded stays writeable: do not keep one.)"""
         if not self.is_needed():
             return self._array
         view = self._array.view()
@@ -179,6 +323,17 @@ class Tensor:
         """A copy outside any graph: a constant with these values."""
         return Tensor(self._array)
 
+    def __getstate__(self):
+        """For `copy` and `pickle`: the values and the gradient. The graph stays behind."""
+        slots = (slot for kind in type(self).__mro__ for slot in getattr(kind, "__slots__", ()))
+        state = {slot: getattr(self, slot) for slot in slots if slot != "__weakref__"}
+        return None, state | {"_node": None, "_leaf": None}
+
+    def __eq__(self, other):
+        raise TypeError("tensors are not compared with ==; compare their values, x.data == y.data")
+
+    __hash__ = object.__hash__  # by identity, so that a tensor can be a key
+
     def __len__(self):
         if self.ndim == 0:
             raise TypeError("len() of a tensor without axes")
@@ -206,7 +361,7 @@ class Tensor:
             return self._node
         node = self._leaf() if self._leaf is not None else None
         if node is None:
-            node = Node("leaf", self._array, wanted=self.requires_grad, tensor=self)
+            node = Node("leaf", self._array, tensor=self)
             self._leaf = weakref.ref(node)
         return node
 
@@ -216,7 +371,8 @@ class Tensor:
         Args:
             gradient: dL/d(this tensor), of its shape; may be left out for a one-element tensor, where it is 1.
 
-        A graph can be walked once: what each step remembered is freed as the walk passes it.
+        A graph can be walked once: what each step remembered is freed as the walk passes it. (So a walk that an
+        error or Ctrl-C breaks off leaves some leaves with their gradient and some without: zero them and start over.)
 
         Raises RuntimeError where there is no graph, or it has been walked; ValueError for a seed that is missing or has
         the wrong shape.
@@ -239,127 +395,6 @@ class Tensor:
         walk(self.node(), gradient)
 
 
-def walk(root, gradient):
-    """Visit the graph below `root`, results before inputs, and hand each node the gradient of its output.
-
-    A node's number is larger than those of its inputs, so "largest number first" is a topological order: when a
-    node's turn comes, all that consumed it have had theirs, and `arrived` holds the full sum over paths (the
-    multivariable chain rule; a tensor used twice gets two terms). A heap gives that order without recursion and
-    without a second pass.
-    """
-    arrived = {root: gradient}
-    todo = [(-root.order, root)]
-    checking = _checking.get()
-    while todo:
-        _, node = heapq.heappop(todo)
-        gradient = arrived.pop(node)
-        if node.tensor is not None:
-            accumulate(node.tensor, gradient)
-            continue
-        if node.pullback is None:
-            raise RuntimeError(
-                f"backward() reached {node.op}, whose graph an earlier backward() has walked and freed. "
-                "A graph serves once: compute the forward pass again, or add the losses and walk their sum."
-            )
-        pullback, parents = node.pullback, node.parents
-        node.pullback, node.parents = None, ()  # from here on only this loop holds the activations
-        wanted = [parent is not None and parent.wanted for parent in parents]
-        if pullback.__code__.co_argcount == 2:  # pullback(g, wanted) skips what nobody needs
-            gradients = pullback(gradient, wanted)
-        else:
-            gradients = pullback(gradient)
-        if len(parents) == 1 and not isinstance(gradients, tuple):
-            gradients = (gradients,)
-        for parent, part, want in zip(parents, gradients, wanted, strict=True):
-            if not want:
-                continue
-            part = fit(part, parent, node.op)
-            if checking and np.isfinite(gradient).all() and not np.isfinite(part).all():
-                raise FloatingPointError(f"the gradient of {node.op} ({describe(parent)}) is the first non-finite one")
-            if parent in arrived:
-                arrived[parent] = arrived[parent] + part  # not +=: the first term may be shared with other nodes
-            else:
-                arrived[parent] = part
-                heapq.heappush(todo, (-parent.order, parent))
-        del pullback, parents, gradients, gradient, node
-
-
-def accumulate(leaf, gradient):
-    if leaf.grad is None:
-        leaf.grad = gradient.copy()
-    else:
-        leaf.grad += gradient  # in place: the optimiser's flat buffer sees it
-
-
-def fit(gradient, parent, op):
-    """Undo broadcasting: an input that was stretched to the output's shape gets the sum over its copies."""
-    shape = parent.shape
-    if gradient.dtype is not parent.dtype:
-        raise TypeError(
-            f"the pullback of {op} returned {gradient.dtype} for a {parent.dtype} input; a NumPy scalar in the formula "
-            "promotes float32, a Python float does not"
-        )
-    if gradient.shape == shape:
-        return gradient
-    extra = gradient.ndim - len(shape)
-    stretched = tuple(i + extra for i, size in enumerate(shape) if size == 1 and gradient.shape[i + extra] != 1)
-    summed = gradient.sum(axis=(*range(extra), *stretched), keepdims=True) if extra >= 0 else gradient
-    if summed.size != np.prod(shape, dtype=int):
-        raise ValueError(f"the pullback of {op} returned shape {gradient.shape} for an input of shape {shape}")
-    return summed.reshape(shape)
-
-
-def describe(node):
-    name = f" {node.tensor.name}" if node.tensor is not None and node.tensor.name else ""
-    return f"{node.op}{name} {node.shape}"
-
-
-def differentiable(op):
-    """Turn `op(*arrays, **static) -> (array, pullback)` into a function on Tensors that records itself.
-
-    Positional arguments may be Tensors, arrays or numbers (constants, copied to the tensors' dtype) or None
-    (absent). The pullback maps dL/d(output) to a tuple with dL/d(input) for each positional argument (or the
-    bare array if there is one); it may have the output's broadcast shape, `fit` sums it. A pullback that takes
-    a second parameter is told which inputs want a gradient, a list of bools, and may return None for the
-    others.
-    """
-
-    name = op.__name__.lstrip("_")
-
-    @functools.wraps(op)
-    def record(*inputs, **static):
-        dtype, graph = None, False
-        for x in inputs:
-            if isinstance(x, Tensor):
-                graph = graph or x.requires_grad
-                own = x._array.dtype
-                if dtype is None:
-                    dtype = own
-                elif own is not dtype:
-                    raise TypeError(
-                        f"{name}: tensors must share one dtype, got {dtype} and {own}; convert with .astype()"
-                    )
-        arrays = [x._array if isinstance(x, Tensor) else constant(x, dtype) for x in inputs]
-        try:
-            out, pullback = op(*arrays, **static)
-        except ValueError as error:
-            shapes = " and ".join(str(a.shape) for a in arrays if a is not None)
-            raise ValueError(f"{name}: shapes {shapes} do not fit: {error}") from None
-        if not isinstance(out, np.ndarray):
-            out = np.asarray(out)  # a full reduction gives a NumPy scalar
-        if out.dtype is not dtype and (out.dtype not in FLOATS or (dtype is not None and "dtype" not in static)):
-            raise TypeError(f"{name} must return {dtype or 'floats'} for {dtype or 'such'} inputs, not {out.dtype}")
-        if _checking.get() and not np.isfinite(out).all():
-            if all(np.isfinite(a).all() for a in arrays if a is not None):
-                raise FloatingPointError(f"{name} {out.shape} is the first op with a non-finite result")
-        if not graph or not _recording.get():
-            return Tensor.wrap(out)
-        parents = [x.node() if isinstance(x, Tensor) else None for x in inputs]
-        return Tensor.wrap(out, Node(name, out, pullback, parents, static=static))
-
-    return record
-
-
 def constant(x, dtype):
     """A positional argument that is no Tensor: None stays, a number takes the quick way."""
     if x is None:
@@ -369,9 +404,11 @@ def constant(x, dtype):
 
 def as_array(data, dtype=None):
     """A new float array with the values of `data`; see Tensor for the dtype rules."""
+    if isinstance(data, list | tuple) and any(isinstance(item, Tensor) for item in data):
+        raise TypeError("a list of Tensors is joined by ops.stack or ops.concatenate, which record it")
     array = np.array(data)
     if dtype is None:
-        keep = isinstance(data, np.ndarray | np.generic | Tensor) and array.dtype in FLOATS
+        keep = isinstance(data, np.ndarray | np.generic) and array.dtype in FLOATS
         dtype = array.dtype if keep else np.dtype(np.float32)
     if array.dtype.kind not in "fiub" or np.dtype(dtype) not in FLOATS:
         wrong = array.dtype if array.dtype.kind not in "fiub" else np.dtype(dtype)
