@@ -18,8 +18,9 @@ INSIDE = {
     "kernels": """
         backend update elementary softmax layernorm gelu cross_entropy matmul attention im2col warp __init__
     """.split(),
+    "nn": "module initial layers __init__".split(),
     "models": "vit __init__".split(),
-    "data": "dataset idx cifar folder digits sources fetch augment batches __init__".split(),
+    "data": "dataset idx cifar image folder digits sources fetch augment batches __init__".split(),
     "viz": "figure training images graph __init__".split(),
     "train": "recipes shards checkpoint loop __init__".split(),
 }

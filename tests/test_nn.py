@@ -131,6 +131,46 @@ def test_load_state_dict_lists_every_problem_and_changes_nothing():
         np.testing.assert_array_equal(values, before[name])
 
 
+def test_load_state_dict_is_all_or_nothing():
+    """Entries that cannot be converted, or are in use, are found before anything is written."""
+    tree = Tree()
+    before = tree.state_dict()
+    state = {name: values + 1 for name, values in before.items()}
+    for wrong in (np.array(["a"]), np.array([1j])):
+        with pytest.raises(ValueError, match="wrong kind: scale must be real numbers"):
+            tree.load_state_dict(state | {"scale": wrong})
+    y = tree(leaf(4, 2).astype(np.float32))
+    with pytest.raises(ValueError, match="in use: scale is still needed"):
+        tree.load_state_dict(state)
+    del y
+    for name, values in tree.state_dict().items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        lambda: (nn.LayerNorm(2),),
+        lambda: {"a": nn.Parameter([1.0])},
+        lambda: [nn.Parameter([1.0])],
+        lambda: [[nn.LayerNorm(2)]],
+        lambda: Tensor([1.0], requires_grad=True),
+    ],
+)
+def test_parameters_that_training_would_not_find_are_refused(hidden):
+    tree = Tree()
+    tree.rest[0].hidden = hidden()
+    with pytest.raises(TypeError, match="rest.0.hidden must be a Parameter, a Module or a list of Modules"):
+        tree.parameters()
+
+
+def test_evaluating_acts_in_this_block_only():
+    layer, x = nn.Dropout(0.5), Tensor(np.ones(100))
+    with nn.evaluating():
+        assert layer(x) is x
+    assert layer.training and (layer(x).data == 0).any()
+
+
 def test_train_and_eval_reach_every_module():
     tree = Tree().eval()
     assert not any(module.training for _, module in tree.modules())

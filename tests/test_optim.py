@@ -95,8 +95,12 @@ def test_state_dict_lets_another_go_on(make):
             optimizer.flat.gradients[...] = g
             optimizer.step()
     np.testing.assert_array_equal(first.flat.values, second.flat.values)
-    with pytest.raises(ValueError, match="missing or misshapen"):
-        second.load_state_dict({"steps": 1})
+    before = second.state_dict()
+    misshapen = {name: np.zeros(3) for name in before} | {"steps": np.array(1)}
+    for state in ({"steps": 1}, misshapen, before | {"steps": np.array(-1)}):
+        with pytest.raises(ValueError, match="does not fit: see"):
+            second.load_state_dict(state)
+    assert all(np.array_equal(second.state_dict()[name], values) for name, values in before.items())
 
 
 def test_step_before_backward_is_refused():
@@ -107,6 +111,48 @@ def test_step_before_backward_is_refused():
         optimizer.step()
     loss.backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda model, optimizer: model.astype(np.float32),
+        lambda model, optimizer: optim.AdamW(model),
+        lambda model, optimizer: setattr(model.cls, "grad", None),
+        lambda model, optimizer: setattr(model.cls, "grad", np.zeros_like(model.cls.data)),
+    ],
+    ids=["astype", "second optimiser", "no gradient", "another gradient"],
+)
+def test_a_step_that_would_train_nothing_is_refused(leave):
+    model = vit("digits", depth=1)
+    optimizer = optim.AdamW(model)
+    optimizer.step()
+    leave(model, optimizer)
+    with pytest.raises(RuntimeError, match="step\\(\\) would not reach"):
+        optimizer.step()
+
+
+def test_frozen_parameters_stay_and_earlier_gradients_count():
+    module = Two()
+    module.matrix.requires_grad = False
+    (module.bias * 3).sum().backward()
+    optimizer = optim.SGD(module, lr=1.0, momentum=0.0, weight_decay=0.5)
+    optimizer.step()
+    assert module.matrix.data.tolist() == [[3.0], [4.0]] and module.bias.data.tolist() == [-2.0, -5.0]
+
+
+def test_shared_parameters_are_one():
+    """One parameter in two places: counted once, trained once, and shared in replicas too."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            self.a = nn.Linear(2, 2, rng)
+            self.b = self.a
+
+    module = Tied()
+    assert module.parameter_count() == 6 and optim.FlatParameters(module).values.size == 6
+    twin = module.replica()
+    assert twin.a is twin.b and twin.a.weight is not module.a.weight
 
 
 def test_schedule():
@@ -124,6 +170,7 @@ def test_schedule():
         (lambda: optim.AdamW(Two(), betas=(1.0, 0.9)), ValueError),
         (lambda: optim.SGD(Two(), momentum=1), ValueError),
         (lambda: optim.AdamW(nn.Dropout(0.1)), ValueError),
+        (lambda: optim.AdamW(Two()).clip_gradients(-1), ValueError),
     ],
 )
 def test_errors(mistake, error):

@@ -120,7 +120,8 @@ def test_a_runs_folder(digits, tmp_path):
     config = tomllib.loads((run.folder / "config.toml").read_text(encoding="utf-8"))
     assert train.Recipe.from_dict(config["recipe"]) == SMALL and config["model"]["width"] == 48
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert rows == run.history and [row["epoch"] for row in rows] == [1, 2]
+    assert rows[:-1] == run.history and [row["epoch"] for row in rows[:-1]] == [1, 2]
+    assert rows[-1]["test_accuracy"] == run.test_accuracy and rows[-1]["test_loss"] > 0
     assert rows[0]["loss"] == pytest.approx(np.log(10), rel=0.2)
     assert 0 <= run.test_accuracy <= 1 and run.probabilities.shape == (50, 10)
     tensors, about = checkpoint.load(run.folder / train.CHECKPOINT)
@@ -175,7 +176,7 @@ def test_a_diverging_run_stops_and_says_where(lr, digits, tmp_path):
         train.fit(recipe, digits, tmp_path / "run", say=quiet, bar=False)
     message = str(caught.value)
     assert re.search(
-        r"stopped at step \d+ \(epoch 1\): loss \S+, learning rate \d\S+, gradient norm \S+\. Where", message
+        r"loss \S+, learning rate \d\S+, gradient norm \S+ at step \d+ \(epoch 1\)\. Where", message
     )
     assert re.search("first op with a non-finite|is the first non-finite|itself is not finite", message), message
     assert load(tmp_path / "run").epochs_done == 0, "the checkpoint before it is kept, and whole"
@@ -200,22 +201,74 @@ def test_culprit(spoil, message):
     assert any(part in found for part in message.split("|")), found
 
 
-def test_ctrl_c_between_two_steps(digits, tmp_path):
-    """The signal comes in the middle of epoch 2; the run ends after that step with a checkpoint that says so."""
-    seen = []
+def test_a_run_that_diverges_in_its_last_step_is_caught(digits, tmp_path):
+    """One step an epoch: the loss of that step is still fine, and only the weights after it are not."""
+    recipe = replace(SMALL, epochs=3, batch_size=500, lr=1e30, warmup=0.0, clip=0.0)
+    with pytest.raises(train.TrainingError, match="The checkpoint of the last good epoch is kept.*or --clip 1"):
+        train.fit(recipe, digits, tmp_path / "run", say=quiet, bar=False)
+    tensors, _ = checkpoint.load(tmp_path / "run" / train.CHECKPOINT)
+    assert all(np.isfinite(values).all() for values in tensors.values())
 
-    def interrupt(line):
-        seen.append(line)
-        if line.startswith("epoch   1"):
+
+CHANGES = dict(
+    batch_size=40, lr=2e-3, warmup=0.0, weight_decay=0.3, smoothing=0.3, clip=0.01, dropout=0.3, optimizer="sgd",
+    augment="none", seed=7, shards=3, preset="mnist7", patch=4, epochs=3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_field_of_a_recipe_matters(name, digits, tmp_path):
+    """A loop that forgot one of them would still train."""
+    few = Dataset.of("digits", digits.classes, digits.train[:60], digits.validation[:10], digits.test[:10])
+    patch = {"patch": 2} if name == "preset" else {}
+    first = train.Recipe(epochs=5, batch_size=20, dropout=0.1)
+    a, _ = weights_and_losses(first, few, tmp_path / "a")
+    b, _ = weights_and_losses(replace(first, **{name: CHANGES[name]}, **patch), few, tmp_path / "b")
+    assert a.shape != b.shape or not np.array_equal(a, b)
+
+
+def test_the_recipes_words_are_kept(digits, tmp_path):
+    """What the metrics say of the learning rate is what the schedule says; a warm-up is a fifth of the run at most."""
+    few = Dataset.of("digits", digits.classes, digits.train[:40], digits.validation[:10], digits.test[:10])
+    run = train.fit(replace(SMALL, epochs=10, batch_size=40, warmup=100.0), few, tmp_path / "run", say=quiet, bar=False)
+    assert [row["lr"] for row in run.history] == [optim.warmup_cosine(t, 10, SMALL.lr, 2) for t in range(10)]
+    assert run.history[1]["lr"] == SMALL.lr
+    accuracy, loss, p = train.evaluate(run.model, few.validation, few.mean, few.std)
+    assert run.history[-1]["validation_accuracy"] == accuracy
+    assert run.history[-1]["validation_loss"] == loss == -np.log(p[np.arange(10), few.validation.labels]).mean()
+
+
+@pytest.mark.parametrize(("at_step", "epochs", "lines"), [(5, 1, 1), (3, 0, 0), (2, 0, 0)])
+def test_ctrl_c_between_two_steps(at_step, epochs, lines, digits, tmp_path, monkeypatch, capsys):
+    """The signal comes during a step, of four in an epoch: in the middle, at the end of one, or in the first."""
+    said, step = [], train.loop.Loop.train_step
+
+    def train_step(loop, *batch):
+        if loop.step == at_step:
             signal.raise_signal(signal.SIGINT)
+        return step(loop, *batch)
 
+    monkeypatch.setattr(train.loop.Loop, "train_step", train_step)
     before = signal.getsignal(signal.SIGINT)
-    run = train.fit(replace(SMALL, epochs=10), digits, tmp_path / "run", say=interrupt, bar=False)
-    assert run.interrupted and run.test_accuracy is None and len(run.history) == 1
-    assert "after step 5; the checkpoint holds it" in seen[-1]
+    run = train.fit(replace(SMALL, epochs=10), digits, tmp_path / "run", say=said.append, bar=False)
+    assert run.interrupted and run.test_accuracy is None and len(run.history) == lines
+    assert f"stopped after step {at_step + 1}" in said[-1] and "finishing this step" in capsys.readouterr().err
     tensors, about = checkpoint.load(run.folder / train.CHECKPOINT)
-    assert about["epochs_done"] == 1 and about["steps_done"] == tensors["optimizer.steps"] == 5
+    assert about["epochs_done"] == epochs and about["steps_done"] == tensors["optimizer.steps"] == at_step + 1
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_after_the_last_step_does_not_lose_the_test(digits, tmp_path, monkeypatch):
+    evaluate = train.loop.evaluate
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(train.loop, "evaluate", evaluate)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train.loop, "evaluate", interrupted)
+    run = train.fit(replace(SMALL, epochs=1), digits, tmp_path / "run", say=quiet, bar=False)
+    assert not run.interrupted and len(run.history) == 1 and run.test_accuracy is not None
 
 
 def test_evaluate(digits):
@@ -235,6 +288,13 @@ def test_the_model_is_fitted_to_the_data():
     assert (config.image_size, config.channels, config.classes, config.patch) == ((12, 8), 3, 3, 4)
     with pytest.raises(ValueError, match="7 must divide the image's 12×8"):
         train.loop.configure(train.Recipe(preset="mnist7"), dataset)
+    huge = np.zeros((1, 2000, 300, 1), np.uint8)
+    photos = Dataset.of("x", ("a", "b"), *[Split(huge, np.array([0]))] * 3)
+    with pytest.raises(ValueError, match="37,501 tokens.*GiB.*--image-size"):
+        train.loop.configure(train.Recipe(preset="cifar"), photos)
+    for name in ("train", "validation", "test"):
+        with pytest.raises(ValueError, match=f"the {name} split must hold at least one image"):
+            train.loop.configure(train.Recipe(), replace(dataset, **{name: part[:0]}))
 
 
 @pytest.mark.parametrize(

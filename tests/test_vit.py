@@ -1,6 +1,7 @@
 """The model: the paper's equations line by line, its parameter counts, and the promises of a fresh network."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -86,6 +87,36 @@ def test_initial_loss_is_exactly_ln_k(backend):
         model = vit(preset)
         loss = functional.cross_entropy(model(images(8, model.config)), np.arange(8))
         assert loss.item() == pytest.approx(np.log(10), abs=1e-6)
+
+
+def test_initial_values_are_the_paper_codes():
+    """Positions normal with deviation 0.02; class token, head, most biases 0, the MLP's about 1e-6; weights by fan."""
+    state = vit("Ti/16", depth=1).state_dict()
+    assert state["positions"].std() == pytest.approx(0.02, rel=0.02)
+    for name in ("cls", "head.weight", "head.bias", "embedding.bias", "blocks.0.attention.qkv.bias", "norm.beta"):
+        assert not state[name].any(), name
+    assert state["blocks.0.mlp.fc1.bias"].std() == pytest.approx(1e-6, rel=0.1)
+    assert state["embedding.weight"].std() == pytest.approx(768**-0.5, rel=0.01)  # LeCun: P² C = 768 inputs
+    assert state["blocks.0.mlp.fc1.weight"].std() == pytest.approx((2 / (192 + 768)) ** 0.5, rel=0.01)  # Xavier
+    assert state["blocks.0.attention.qkv.weight"].std() == pytest.approx((2 / (192 + 192)) ** 0.5, rel=0.01)
+
+
+def test_dropout_acts_in_the_papers_places(monkeypatch):
+    """After the positions, after each attention, and after both layers of each MLP: 1 + 3 L times."""
+    shapes = []
+    monkeypatch.setattr(functional, "dropout", lambda x, p, rng: shapes.append(x.shape[-1]) or x)
+    ViT(replace(SMALL, dropout=0.1))(images(1, SMALL))
+    assert shapes == [8] + [8, 12, 8] * 2  # widths: D; then D, the hidden layer's, D
+
+
+def test_prediction_on_many_threads_leaves_the_mode_alone():
+    model = randomised(ViT(replace(SMALL, dropout=0.5)))
+    x = images(4, SMALL)
+    expected = model.predict(x)
+    with ThreadPoolExecutor(4) as pool:
+        for p in pool.map(lambda _: model.predict(x), range(40)):
+            np.testing.assert_array_equal(p, expected)
+    assert model.training
 
 
 def test_overfits_a_batch_of_32(backend):
@@ -175,7 +206,8 @@ def test_a_step_leaves_nothing_behind():
     [
         (dict(patch=3), "patch size 3 must divide the image's 4×6; 2 is the nearest"),
         (dict(heads=3), "heads must divide the width, got width 8 and 3 heads"),
-        (dict(depth=0), "depth must be at least 1, got 0"),
+        (dict(depth=0), "depth must be a whole number, at least 1, got 0"),
+        (dict(width=8.0), "width must be a whole number, at least 1, got 8.0"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (dict(image_size=(4, 4, 4)), "image_size must be"),
     ],
@@ -193,4 +225,8 @@ def test_wrong_images_and_names():
         model(np.zeros((2, 28, 28, 1)))
     with pytest.raises(ValueError, match="no preset is called 'B/32'; there are digits, mnist"):
         vit("B/32")
-    assert replace(SMALL, image_size=4).image_size == (4, 4)
+    with pytest.raises(ValueError, match="a ViTConfig has no colour; it has image_size"):
+        vit("digits", colour=1)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        model.predict(np.zeros((2, 8, 8, 1)), batch_size=0)
+    assert replace(SMALL, image_size=np.int64(4)).image_size == (4, 4)

@@ -8,7 +8,7 @@ Reading order, which is also import order; each file opens with what it teaches:
     kernels/         the hot loops: what they compute in NumPy, how they run fast in Numba
     ops.py           primitives: arithmetic, reductions, shapes, matmul
     functional.py    softmax, GELU, layer norm, attention, cross-entropy, convolution
-    nn.py            layers: Linear, LayerNorm, MultiHeadSelfAttention, MLP, EncoderBlock, PatchEmbedding
+    nn/              layers: Linear, LayerNorm, MultiHeadSelfAttention, MLP, EncoderBlock, PatchEmbedding
     optim.py         AdamW and SGD over one flat buffer; the learning-rate schedule
     models/          vit.py: the Vision Transformer
     data/            digits, MNIST, CIFAR, your folder; augmentation; batches
@@ -19,11 +19,21 @@ Reading order, which is also import order; each file opens with what it teaches:
     cli.py           the `tinyvit` command
 """
 
+import importlib
+
 from tinyvit import data, functional, kernels, models, nn, ops, optim, tape, train
 from tinyvit.classifier import Classifier, load
 from tinyvit.gradcheck import gradcheck, jacobian
 from tinyvit.models import PRESETS, ViT, ViTConfig, vit
 from tinyvit.tensor import Tensor, check_finite, differentiable, no_grad
+
+
+def __getattr__(name):
+    """`tinyvit.viz` and `tinyvit.interpret` are imported when first used: matplotlib is slow to load."""
+    if name in ("interpret", "viz"):
+        return importlib.import_module(f"tinyvit.{name}")
+    raise AttributeError(f"module 'tinyvit' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

@@ -1,10 +1,8 @@
 """The ops a Vision Transformer is made of: linear, layer norm, GELU, attention, softmax cross-entropy, convolution.
 
-Each could be composed from `ops.py`, and `tests/test_functional.py` does so to check it. Fused into one node each, they
-remember less (a layer norm in primitives keeps six arrays of the size of x, this one keeps x and two numbers a row) and
-run on one kernel. The mathematics of each pullback is in the kernel's file; here one sees what is remembered for it.
-
-Notebook 05 builds attention by hand, notebook 06 the rest.
+Each could be composed from `ops.py`, and `tests/test_functional.py` does so to check it. Fused into one node each,
+they remember less and run on one kernel. The mathematics of each pullback is in the kernel's file; here one sees
+what is remembered for it.
 """
 
 import numpy as np
@@ -19,8 +17,8 @@ def linear(x, weight, bias):
 
     All leading axes become rows of one matrix, so that it is one large product instead of many small ones.
     """
-    if x.ndim < 1 or x.shape[-1] != weight.shape[0]:
-        raise ValueError(f"x's last axis must equal weight's first, got {x.shape[-1:]} and {weight.shape[:1]}")
+    if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
+        raise ValueError("x's last axis must equal the first of a weight (D_in, D_out)")
     rows = x.reshape(-1, weight.shape[0])
     y = rows @ weight
     if bias is not None:
@@ -74,7 +72,7 @@ def softmax(x):
 
 @differentiable
 def attention(qkv, *, heads, maps=None):
-    """Multi-head softmax attention, softmax(q kᵀ / √K) v, all heads at once (paper eq. 5 to 8, before U_msa).
+    """Multi-head softmax attention, softmax(q kᵀ / √K) v, all heads side by side (paper eq. 6, 7 and the bracket of 8).
 
     Args:
         qkv: (B, N, 3 D), the queries, keys and values of all heads side by side: q₁…q_H k₁…k_H v₁…v_H.
@@ -83,7 +81,7 @@ def attention(qkv, *, heads, maps=None):
 
     Returns (B, N, D), the heads' results side by side.
     """
-    if qkv.ndim != 3 or qkv.shape[-1] % (3 * heads):
+    if heads < 1 or qkv.ndim != 3 or qkv.shape[-1] % (3 * heads):
         raise ValueError(f"qkv must be (B, N, 3 D) with D a multiple of heads = {heads}")
     scale = float((qkv.shape[-1] // 3 // heads) ** -0.5)
     out, p = kernels.attention(qkv, heads, scale)

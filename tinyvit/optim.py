@@ -5,8 +5,6 @@ parameter then is a view into it. Then clipping by the global norm is one reduct
 arrays, summing the gradients of several workers one addition, and sending them to another machine would be one
 message. (PyTorch's "fused" and "foreach" optimisers chase the same goal through lists of tensors; DeepSpeed and
 Megatron use flat buffers.)
-
-Notebook 07 derives AdamW from its equations.
 """
 
 import math
@@ -21,13 +19,15 @@ class FlatParameters:
     view into them.
 
     Those that decay come first, so that weight decay is a matter of two slices: `values[:decaying]` and the rest.
+    Parameters with requires_grad=False stay out, as do modules that are put into the model later. Gradients that are
+    there already are kept.
     """
 
     def __init__(self, module):
         module.name_parameters()
-        named = list(module.named_parameters())
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         if not named:
-            raise ValueError("an optimiser needs a module with parameters, this one has none")
+            raise ValueError("an optimiser needs a module with parameters that require gradients, this one has none")
         dtypes = {p.dtype for _, p in named}
         if len(dtypes) > 1:
             raise TypeError(f"parameters must share one dtype, got {sorted(map(str, dtypes))}; convert with .astype()")
@@ -43,16 +43,34 @@ class FlatParameters:
         for name, p in named:
             self.slices[name] = slice(start, start + p.size)
             values = self.values[self.slices[name]].reshape(p.shape)
+            gradients = self.gradients[self.slices[name]].reshape(p.shape)
             values[...] = p.data
-            p._array, p.grad = values, self.gradients[self.slices[name]].reshape(p.shape)
+            if p.grad is not None:
+                gradients[...] = p.grad
+            p._array, p.grad = values, gradients
             start += p.size
 
     def attach(self, replica):
         """Give a replica of the module a flat gradient buffer of its own, which is returned."""
         gradients = np.zeros_like(self.gradients)
         for name, p in replica.named_parameters():
-            p.grad = gradients[self.slices[name]].reshape(p.shape)
+            if name in self.slices:
+                p.grad = gradients[self.slices[name]].reshape(p.shape)
         return gradients
+
+    def check(self):
+        """Raises RuntimeError if a step would go wrong: a parameter has left the buffer, or a graph still needs one."""
+        for p in self.parameters:
+            if p._array.base is not self.values or p.grad is None or p.grad.base is not self.gradients:
+                raise RuntimeError(
+                    f"step() would not reach {p.name}: its values or gradient have left this optimiser's buffer. Make "
+                    "the optimiser after astype() and copying, one for each model; clear gradients with zero_grad()"
+                )
+            if p.is_needed():
+                raise RuntimeError(
+                    f"step() would change {p.name}, which a recorded graph still needs: call loss.backward() first, "
+                    "or drop the loss, or compute it under no_grad()"
+                )
 
 
 class Optimizer:
@@ -75,6 +93,8 @@ class Optimizer:
     def clip_gradients(self, max_norm):
         """Scale the gradients down to `max_norm` if they are longer, all by one factor, so that their direction stays.
         Returns the norm before (Pascanu et al. 2013). 0 switches clipping off."""
+        if not max_norm >= 0:
+            raise ValueError(f"max_norm must not be negative, got {max_norm}")
         norm = math.sqrt(kernels.squared_norm(self.flat.gradients))
         if max_norm and norm > max_norm:
             self.flat.gradients *= max_norm / norm
@@ -82,12 +102,7 @@ class Optimizer:
 
     def step(self, lr=None):
         """Update the parameters from the gradients. `lr` stands in for the optimiser's own for this step."""
-        for p in self.flat.parameters:
-            if p.is_needed():
-                raise RuntimeError(
-                    f"step() would change {p.name}, which a recorded graph still needs: call loss.backward() first, "
-                    "or drop the loss, or compute it under no_grad()"
-                )
+        self.flat.check()
         self.steps += 1
         for part, decay in ((slice(0, self.flat.decaying), self.weight_decay), (slice(self.flat.decaying, None), 0.0)):
             state = [self.state[name][part] for name in self.state_names]
@@ -107,13 +122,18 @@ class Optimizer:
     def load_state_dict(self, state):
         """Raises ValueError that lists the entries that are missing or do not fit, before anything is changed."""
         own = self.state_dict()
-        problems = [name for name in own if name not in state or np.shape(state[name]) != own[name].shape]
-        if problems:
-            raise ValueError("this optimiser state does not fit; missing or misshapen: " + ", ".join(problems))
-        self.steps = int(state["steps"])
+        arrays = {name: np.asarray(state[name]) for name in own if name in state}
+        problems = [
+            name
+            for name in own
+            if name not in arrays or arrays[name].shape != own[name].shape or arrays[name].dtype.kind not in "fiu"
+        ]
+        if problems or arrays["steps"] < 0:
+            raise ValueError("this optimiser state does not fit: see " + (", ".join(problems) or "steps, below 0"))
+        self.steps = int(arrays["steps"])
         for kind in self.state_names:
             for name, part in self.flat.slices.items():
-                self.state[kind][part] = state[f"{kind}.{name}"]
+                self.state[kind][part] = arrays[f"{kind}.{name}"].reshape(-1)
 
 
 class AdamW(Optimizer):

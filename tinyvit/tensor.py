@@ -169,7 +169,9 @@ def walk(root, gradient):
                 continue
             part = fit(part, parent, node.op)
             if checking and np.isfinite(gradient).all() and not np.isfinite(part).all():
-                raise FloatingPointError(f"the gradient of {node.op} ({describe(parent)}) is the first non-finite one")
+                raise FloatingPointError(
+                    f"the gradient of {node.op} with respect to its input {parent.shape} is the first non-finite one"
+                )
             if parent in arrived:
                 arrived[parent] = arrived[parent] + part  # not +=: the first term may be shared with other nodes
             else:
@@ -211,11 +213,6 @@ def fit(gradient, parent, op):
     if summed.size != np.prod(shape, dtype=int):
         raise ValueError(f"the pullback of {op} returned shape {gradient.shape} for an input of shape {shape}")
     return summed.reshape(shape)
-
-
-def describe(node):
-    name = f" {node.tensor.name}" if node.tensor is not None and node.tensor.name else ""
-    return f"{node.op}{name} {node.shape}"
 
 
 class Tensor:
@@ -291,21 +288,10 @@ class Tensor:
             return self._node.pullback is not None
         return self._leaf is not None and self._leaf() is not None
 
-    @property
-    def shape(self):
-        return self._array.shape
-
-    @property
-    def ndim(self):
-        return self._array.ndim
-
-    @property
-    def size(self):
-        return self._array.size
-
-    @property
-    def dtype(self):
-        return self._array.dtype
+    shape = property(lambda self: self._array.shape)
+    ndim = property(lambda self: self._array.ndim)
+    size = property(lambda self: self._array.size)
+    dtype = property(lambda self: self._array.dtype)
 
     def numpy(self):
         """A copy of the values, yours to edit."""
@@ -339,8 +325,7 @@ class Tensor:
             raise TypeError("len() of a tensor without axes")
         return self.shape[0]
 
-    def __float__(self):
-        return self.item()
+    __float__ = item
 
     def __bool__(self):
         return bool(self.item())

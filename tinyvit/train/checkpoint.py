@@ -10,10 +10,12 @@ and PyTorch, JAX and Hugging Face read it. It does not notice a flipped bit; the
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +32,25 @@ class CheckpointError(Exception):
 def write_atomically(path, content):
     """Write bytes to `path` so that at every moment the file there is the old one or the new one, whole.
 
-    Raises OSError (disk full, read-only folder) with the old file untouched and nothing left beside it.
+    Raises OSError (disk full, read-only folder) that names `path`; the old file is untouched, nothing left beside it.
     """
     path = Path(path)
-    for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed just here
-        with contextlib.suppress(OSError):
-            left_over.unlink()
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    _clear_left_overs(path)
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # without it, a power cut can leave the new name with no content
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     if os.name == "posix":  # the rename itself is data of the folder
         folder = os.open(path.parent, os.O_RDONLY)
@@ -53,6 +58,20 @@ def write_atomically(path, content):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _clear_left_overs(path, age=3600):
+    """Remove what a process that was killed in `write_atomically` has left: files that nobody can still be writing."""
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left_over.stat().st_mtime > age:
+                left_over.unlink()
+
+
+def _umask():
+    umask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(umask)
+    return umask
 
 
 def save(path, tensors, metadata):
@@ -70,11 +89,13 @@ def load(path):
     try:
         with safetensors.safe_open(path, "numpy") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+    except (TypeError, AttributeError) as error:  # bfloat16 and the like, which NumPy has not
+        raise CheckpointError(f"{path} holds a kind of number that NumPy cannot: {error}") from None
     if header.get("format") != FORMAT:
         found = header.get("format", "none")
         raise CheckpointError(

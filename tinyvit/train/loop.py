@@ -5,11 +5,9 @@
 
 The rest of the file is what a long run owes its user. Ctrl-C is taken between two steps, so the checkpoint
 written then is of one moment. A loss that is not a number stops the run at once, before the step that would
-spread it, and says which op made it. What is printed is also in `metrics.jsonl`.
+spread it, and says which op made it. `metrics.jsonl` gets a line for each epoch, and the last one for the test.
 
 A run's folder:  config.toml · metrics.jsonl · checkpoint.safetensors  (and pictures, see viz/)
-
-Notebook 07.
 """
 
 import contextlib
@@ -17,6 +15,7 @@ import json
 import math
 import platform
 import signal
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +34,8 @@ from tinyvit.train import checkpoint
 from tinyvit.train.shards import Shards, cut, one_blas_thread
 
 CHECKPOINT = "checkpoint.safetensors"
+LINE = "loss {loss:.3f}  validation {validation_accuracy:.2%}  {images_per_second:,.0f} images/s"
+MOST_BYTES = 16 * 2**30  # of attention maps in a step; more is a mistake, not a laptop's job
 
 
 class TrainingError(Exception):
@@ -45,7 +46,7 @@ class TrainingError(Exception):
 class Run:
     """What a training run left: its folder, the model, the history (a dict an epoch), and the test result.
 
-    `test_accuracy` is in [0, 1]; None where the run was interrupted. `probabilities` (M, K) are those of the
+    `test_accuracy` is in [0, 1]; None where the run was interrupted. `probabilities` (M, classes) are those of the
     test images. `seconds` counts training alone, without loading data and testing.
     """
 
@@ -72,28 +73,40 @@ def new_folder(data, parent="runs"):
 
 
 def configure(recipe, dataset):
-    """The model's configuration: the recipe's preset, fitted to the data set's images and classes."""
+    """The model's configuration: the recipe's preset, fitted to the data set's images and classes.
+
+    Raises ValueError for an empty split, a patch size that does not divide, and more tokens than a laptop can hold.
+    """
+    for name in ("train", "validation", "test"):
+        if not len(getattr(dataset, name)):
+            raise ValueError(f"{dataset.name}: the {name} split must hold at least one image, got an empty one")
     _, h, w, C = dataset.train.images.shape
     changes = dict(image_size=(h, w), channels=C, classes=len(dataset.classes), dropout=recipe.dropout)
     if recipe.patch:
         changes["patch"] = recipe.patch
-    return replace(PRESETS[recipe.preset], **changes)
+    config = replace(PRESETS[recipe.preset], **changes)
+    maps = recipe.batch_size * config.depth * config.heads * config.tokens**2 * 4
+    if maps > MOST_BYTES:
+        raise ValueError(
+            f"images of {h}×{w} in patches of {config.patch} are {config.tokens:,} tokens, whose attention maps alone "
+            f"take {maps / 2**30:,.0f} GiB a batch; use smaller images (--image-size) or larger patches (--patch)"
+        )
+    return config
 
 
 def evaluate(model, split, mean, std, run_all=map, batch_size=256):
-    """(accuracy, mean cross-entropy, probabilities (M, K)) of `model` on the images of `split`, in eval mode.
+    """(accuracy, mean cross-entropy, probabilities (M, classes)) of `model` on the images of `split`, without dropout.
 
     `run_all(function, parts)` may spread the batches over threads.
     """
     if not len(split):
         raise ValueError("evaluate needs at least one image, got an empty split")
-    was_training = model.training
-    model.eval()
-    parts = cut(len(split), -(-len(split) // batch_size))
-    p = np.concatenate(
-        list(run_all(lambda part: model.predict(normalise(split.images[part], mean, std), batch_size), parts))
-    )
-    model.train(was_training)
+
+    def classify(part):
+        with np.errstate(over="ignore", invalid="ignore"):  # shows in the loss
+            return model.predict(normalise(split.images[part], mean, std), batch_size)
+
+    p = np.concatenate(list(run_all(classify, cut(len(split), -(-len(split) // batch_size)))))
     right = p.argmax(1) == split.labels
     loss = -np.log(np.maximum(p[np.arange(len(p)), split.labels], 1e-30)).mean()
     return float(right.mean()), float(loss), p
@@ -123,32 +136,39 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
         f"{len(dataset.test):,} test; ViT with {loop.model.parameter_count():,} parameters, {config.tokens} tokens"
     )
     kernels.announce_compilation()
-    images = recipe.epochs * len(dataset.train)
-    progress = tqdm(total=images, unit=" images", unit_scale=True, disable=None if bar is None else not bar)
+    off = sys.stderr is None or (bar is not None and not bar)
+    progress = tqdm(
+        total=recipe.epochs * len(dataset.train),
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=off or None,
+    )
     start = time.perf_counter()
     with loop.workers(threads) as shards, one_blas_thread(), Interrupt() as interrupt, progress:
         loop.save(epochs_done=0)
         for epoch in range(recipe.epochs):
             row = loop.epoch(epoch, shards, interrupt, progress)
-            if interrupt.asked:
-                loop.save(epochs_done=epoch)
-                say(f"stopped in epoch {epoch + 1} of {recipe.epochs}, after step {loop.step}; the checkpoint holds it")
+            if row is not None:
+                run.history.append(row | {"seconds": time.perf_counter() - start})
+                loop.save(epochs_done=epoch + 1)
+                loop.log(run.history[-1])
+                if (epoch + 1) % max(1, recipe.epochs // 10) == 0:
+                    with progress.external_write_mode():
+                        say(f"epoch {epoch + 1:3d}/{recipe.epochs}  " + LINE.format(**row))
+            if interrupt.asked and (row is None or epoch + 1 < recipe.epochs):
                 run.interrupted = True
+                if row is None:
+                    loop.save(epochs_done=epoch)
+                progress.close()
+                say(f"stopped after step {loop.step}, epoch {epoch + 1} of {recipe.epochs}; the checkpoint holds it")
                 break
-            run.history.append(row | {"seconds": time.perf_counter() - start})
-            loop.save(epochs_done=epoch + 1)
-            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(run.history[-1]) + "\n")
-            if progress.disable and (epoch + 1) % max(1, recipe.epochs // 10) == 0:
-                say(
-                    f"epoch {epoch + 1:3d}/{recipe.epochs}  loss {row['loss']:.3f}  "
-                    f"validation {100 * row['validation_accuracy']:.2f} %  {row['images_per_second']:,.0f} images/s"
-                )
         run.seconds = time.perf_counter() - start
         if not run.interrupted:
-            run.test_accuracy, _, run.probabilities = evaluate(
+            run.test_accuracy, loss, run.probabilities = evaluate(
                 loop.model, dataset.test, dataset.mean, dataset.std, shards.map
             )
+            loop.log(dict(test_accuracy=run.test_accuracy, test_loss=loss, seconds=run.seconds))
     return run
 
 
@@ -172,8 +192,8 @@ class Loop:
         return Shards(self.model, self.optimizer.flat, self.recipe.shards, threads)
 
     def epoch(self, epoch, shards, interrupt, progress):
-        """Pass over the training images once, then look at the validation images; returns the epoch's metrics.
-        After Ctrl-C it ends with the step and returns None."""
+        """Pass over the training images once, then look at the validation images; returns the epoch's metrics, or
+        None if Ctrl-C came: then it ends with the step."""
         recipe, data = self.recipe, self.dataset
         augment = AUGMENTS[recipe.augment] if recipe.augment != "none" else None
         loss_sum = right_sum = seen = norm_sum = 0
@@ -190,6 +210,8 @@ class Loop:
                 return None
         seconds = time.perf_counter() - start
         accuracy, validation_loss, _ = evaluate(self.model, data.validation, data.mean, data.std, shards.map)
+        if not math.isfinite(validation_loss) or not np.isfinite(self.optimizer.flat.values).all():
+            raise TrainingError(self.diverged(f"validation loss {validation_loss} after epoch {epoch + 1}"))
         return dict(
             epoch=epoch + 1, loss=loss_sum / seen, accuracy=right_sum / seen, validation_loss=validation_loss,
             validation_accuracy=accuracy, lr=lr, gradient_norm=norm_sum / self.steps_per_epoch,
@@ -199,7 +221,8 @@ class Loop:
     def train_step(self, shards, images, labels):
         """Gradient, clip, step. Returns (loss, images classified right, gradient norm before clipping, rate)."""
         recipe, step = self.recipe, self.step
-        total, warmup = recipe.epochs * self.steps_per_epoch, int(recipe.warmup * self.steps_per_epoch)
+        total = recipe.epochs * self.steps_per_epoch
+        warmup = min(int(recipe.warmup * self.steps_per_epoch), total // 5)
         lr = optim.warmup_cosine(step, total, recipe.lr, warmup)
         batch = images, labels, recipe.smoothing, (recipe.seed, step)
         loss, right = shards.gradient(*batch)
@@ -207,14 +230,24 @@ class Loop:
             norm = self.optimizer.clip_gradients(recipe.clip)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
-                f"training stopped at step {step} (epoch {step // self.steps_per_epoch + 1}): loss {loss}, learning "
-                f"rate {lr:.3g}, gradient norm {norm}. Where it began: {shards.culprit(*batch)}. The checkpoint of the "
-                f"last whole epoch is kept: {self.folder / CHECKPOINT}. Try a smaller --lr, or --clip 1."
+                self.diverged(
+                    f"loss {loss}, learning rate {lr:.3g}, gradient norm {norm} at step {step} "
+                    f"(epoch {step // self.steps_per_epoch + 1}). Where it began: {shards.culprit(*batch)}"
+                )
             )
         with np.errstate(over="ignore", invalid="ignore"):  # shows in the next loss
             self.optimizer.step(lr)
         self.step += 1
         return loss, right, norm, lr
+
+    def diverged(self, what):
+        advice = "a smaller --lr" if self.recipe.clip else "a smaller --lr, or --clip 1"
+        kept = self.folder / CHECKPOINT
+        return f"training stopped: {what}. The checkpoint of the last good epoch is kept: {kept}. Try {advice}."
+
+    def log(self, row):
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def save(self, epochs_done):
         tensors = {f"model.{name}": p.data for name, p in self.model.named_parameters()}
@@ -244,6 +277,7 @@ class Interrupt(contextlib.AbstractContextManager):
 
     def _handle(self, *_):
         self.asked = True
+        print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         signal.signal(signal.SIGINT, self.before)
 
     def __exit__(self, *exception):

@@ -4,7 +4,7 @@ A run is reproducible when it is a function of its recipe and the data, and of n
 in a loop, no machine's core count. The recipe is written into the run's folder and into its checkpoint.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from tinyvit.data import AUGMENTS
 from tinyvit.models import PRESETS
@@ -14,25 +14,31 @@ from tinyvit.models import PRESETS
 class Recipe:
     """How to train. Raises ValueError for what cannot be.
 
-    data: a name that `tinyvit.data.load` knows, or a folder of images. preset: of the model, a key of PRESETS;
-    its image size, channels and classes are taken from the data. epochs, batch_size: passes over the training
-    split, images per step. lr: peak learning rate, reached after `warmup` epochs, then half a cosine down to 0.
-    weight_decay: AdamW's decoupled λ on matrices; for SGD the L2 term. smoothing: label smoothing. clip:
-    longest global gradient norm, 0 for none. dropout: probability. optimizer: "adamw" or "sgd" (momentum 0.9).
-    augment: a key of AUGMENTS. patch: patch size in place of the preset's; 0 keeps that. image_size: side in
-    pixels to which a folder's images are resized; 0 keeps their own. seed: of initial values, order,
-    augmentation and dropout. shards: into how many parts each batch is cut for the threads. Sums are taken
-    shard by shard, so the result depends on
-        this number, and on no number of threads.
+    data: a name that `tinyvit.data.load` knows, or a folder of images.
+    preset: of the model, a key of PRESETS; its image size, channels and classes are taken from the data.
+    epochs, batch_size: passes over the training split; images per step.
+    lr: peak learning rate, reached after `warmup` epochs (or a fifth of the run, if that is less), then half a cosine
+        down to 0.
+    weight_decay: AdamW's decoupled λ on matrices, multiplied by the learning rate; for SGD the L2 term.
+    smoothing: label smoothing.
+    clip: longest global gradient norm; 0 for none.
+    dropout: probability.
+    optimizer: "adamw" or "sgd" (momentum 0.9).
+    augment: a key of AUGMENTS.
+    patch: patch size in place of the preset's; 0 keeps that.
+    image_size: side in pixels to which a folder's images are resized; 0 keeps their own.
+    seed: of initial values, order, augmentation and dropout.
+    shards: into how many parts each batch is cut for the threads. Sums are taken shard by shard, so the result depends
+        on this number, and on no number of threads.
     """
 
     data: str = "digits"
     preset: str = "digits"
     epochs: int = 120
     batch_size: int = 64
-    lr: float = 2e-3
-    warmup: float = 5.0
-    weight_decay: float = 0.05
+    lr: float = 4e-3
+    warmup: float = 10.0
+    weight_decay: float = 1.0
     smoothing: float = 0.1
     clip: float = 1.0
     dropout: float = 0.0
@@ -69,11 +75,19 @@ class Recipe:
         return cls(**values)
 
 
+MNIST = Recipe(
+    "mnist", preset="mnist7", epochs=12, batch_size=128, lr=2e-3, warmup=1.0, weight_decay=0.05, augment="mnist"
+)
+CIFAR = Recipe(
+    "cifar10", preset="cifar", epochs=30, batch_size=128, lr=1e-3, warmup=2.0, weight_decay=0.05, augment="cifar"
+)
 RECIPES = {
+    # Chosen by cross-validation on training and validation images: on 1,200 images, strong decay is worth more than
+    # anything else that was tried (a higher rate, a longer warm-up, stronger augmentation, dropout, a wider model).
     "digits": Recipe(),
-    "mnist": Recipe("mnist", "mnist7", 12, 128, 2e-3, 1.0, augment="mnist"),
-    "fashion": Recipe("fashion", "mnist", 20, 128, 2e-3, 1.0, augment="fashion"),
-    "cifar10": Recipe("cifar10", "cifar", 30, 128, 1e-3, 2.0, augment="cifar"),
-    "cifar100": Recipe("cifar100", "cifar", 30, 128, 1e-3, 2.0, augment="cifar"),
+    "mnist": MNIST,
+    "fashion": replace(MNIST, data="fashion", preset="mnist", epochs=20, augment="fashion"),
+    "cifar10": CIFAR,
+    "cifar100": replace(CIFAR, data="cifar100"),
 }
-FOLDER_RECIPE = Recipe("", "cifar", 30, 32, 1e-3, 2.0, augment="cifar")
+FOLDER_RECIPE = replace(CIFAR, data="", batch_size=32, augment="mnist")  # no flips: they might be letters

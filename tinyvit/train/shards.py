@@ -44,9 +44,13 @@ class Shards:
         flat: its FlatParameters.
         shards: parts of each batch; decides the sums, and so the result.
         threads: workers, as many as there are shards and cores by default; decides the speed only.
+
+    The replicas keep the mode (train or eval) that the model is in now.
     """
 
     def __init__(self, model, flat, shards, threads=None):
+        if shards < 1 or (threads is not None and threads < 1):
+            raise ValueError(f"shards and threads must be at least 1, got {shards} and {threads}")
         self.threads = min(threads or available_cores(), shards)
         self.flat = flat
         self.replicas = [model.replica() for _ in range(shards)]
@@ -76,6 +80,8 @@ class Shards:
 
         Returns (mean loss, number of images classified right).
         """
+        if not len(images) == len(labels) > 0:
+            raise ValueError(f"a batch needs a label for each image, got {len(images)} images, {len(labels)} labels")
         parts = [
             (i, images[part], labels[part])
             for i, part in enumerate(cut(len(labels), len(self.replicas)))

@@ -1,0 +1,157 @@
+"""The layers of a Vision Transformer, in the order in which the paper stacks them.
+
+Linear, LayerNorm, Dropout; MultiHeadSelfAttention (MSA), MLP, EncoderBlock; then PatchEmbedding, which makes tokens of
+an image. A weight is (in, out), so that `x @ W + b` reads as it does on paper. PyTorch stores (out, in) and transposes
+in each call.
+
+Paper: section 3.1 and appendix A. (Its equations leave out the biases, which its code has.)
+"""
+
+import numpy as np
+
+from tinyvit import functional as F
+from tinyvit.nn.initial import lecun_normal, xavier_uniform
+from tinyvit.nn.module import Module, Parameter, evaluating_now, generator
+from tinyvit.tensor import differentiable
+
+
+class Linear(Module):
+    """x W + b: (…, D_in) -> (…, D_out). Xavier-uniform weight, zero bias."""
+
+    def __init__(self, d_in, d_out, rng, copies=1):
+        self.weight = Parameter(xavier_uniform(rng, d_in, d_out, copies), decay=True)
+        self.bias = Parameter(np.zeros(copies * d_out, np.float32))
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(Module):
+    """Normalise each token over its D entries, then scale and shift: (…, D) -> (…, D). See `functional.layer_norm`."""
+
+    def __init__(self, width, eps=1e-6):
+        self.gamma = Parameter(np.ones(width, np.float32))
+        self.beta = Parameter(np.zeros(width, np.float32))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.layer_norm(x, self.gamma, self.beta, eps=self.eps)
+
+
+class Dropout(Module):
+    """Zero entries at random while training, see `functional.dropout`; the identity in eval mode, or with p = 0."""
+
+    def __init__(self, p):
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout probability must be in [0, 1), got {p}")
+        self.p = p
+
+    def forward(self, x):
+        active = self.p and self.training and not evaluating_now()
+        return F.dropout(x, self.p, generator()) if active else x
+
+
+class MultiHeadSelfAttention(Module):
+    """MSA, paper appendix A: every token asks all tokens (query · key) and takes a mixture of their values.
+
+    Shapes: x (B, N, D) -> (B, N, D). One matrix makes q, k and v of all heads (eq. 5), the heads attend side by side
+    (eq. 6, 7), a last matrix mixes them (eq. 8, U_msa).
+    """
+
+    def __init__(self, width, heads, rng):
+        if width % heads:
+            raise ValueError(f"heads must divide the width: {width} = {heads} × {width / heads:g}")
+        self.heads = heads
+        self.qkv = Linear(width, width, rng, copies=3)
+        self.out = Linear(width, width, rng)
+
+    def forward(self, x, maps=None):
+        return self.out(F.attention(self.qkv(x), heads=self.heads, maps=maps))
+
+
+class MLP(Module):
+    """Two linear layers with GELU between them, token by token: (B, N, D) -> (B, N, D). Paper section 3.1."""
+
+    def __init__(self, width, hidden, rng, dropout=0.0, tanh=False):
+        self.fc1 = Linear(width, hidden, rng)
+        self.fc2 = Linear(hidden, width, rng)
+        self.dropout = Dropout(dropout)
+        self.tanh = tanh
+        for layer in (self.fc1, self.fc2):  # as in the paper's code: biases that are not all alike
+            layer.bias.data = 1e-6 * rng.standard_normal(layer.bias.shape)
+
+    def forward(self, x):
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x), tanh=self.tanh))))
+
+
+class EncoderBlock(Module):
+    """One layer of the encoder, (B, N, D) -> (B, N, D):
+
+    z' = MSA(LN(z)) + z      (paper eq. 2)
+    z  = MLP(LN(z')) + z'    (paper eq. 3)
+
+    Normalising *before* each part leaves a path of plain additions from input to output, so that gradients reach the
+    first layer undiminished. (The original Transformer normalised after the addition.)
+    """
+
+    def __init__(self, width, heads, hidden, rng, dropout=0.0, tanh=False):
+        self.norm1 = LayerNorm(width)
+        self.attention = MultiHeadSelfAttention(width, heads, rng)
+        self.norm2 = LayerNorm(width)
+        self.mlp = MLP(width, hidden, rng, dropout, tanh)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, z, maps=None):
+        z = z + self.dropout(self.attention(self.norm1(z), maps=maps))
+        return z + self.mlp(self.norm2(z))
+
+
+class PatchEmbedding(Module):
+    """Cut images into P×P patches and map each, flattened, to D numbers: (B, h, w, C) -> (B, N, D), N = h w / P².
+
+    Patches run row by row, and a patch's entries (row, column, channel). The same as a convolution with a P×P
+    window and stride P, which is how most code writes it. Paper eq. 1, x_p E.
+    """
+
+    def __init__(self, patch, channels, width, rng):
+        self.patch = patch
+        self.weight = Parameter(lecun_normal(rng, patch * patch * channels, width), decay=True)
+        self.bias = Parameter(np.zeros(width, np.float32))
+
+    def forward(self, images):
+        return F.linear(patchify(images, self.patch), self.weight, self.bias)
+
+
+@differentiable
+def _patchify(images, *, patch):
+    B, h, w, C = images.shape
+    P, rows, cols = patch, h // patch, w // patch
+    squares = images.reshape(B, rows, P, cols, P, C).transpose(0, 1, 3, 2, 4, 5)  # (B, rows, cols, P, P, C)
+
+    def pullback(g):
+        return g.reshape(B, rows, cols, P, P, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, h, w, C)
+
+    return squares.reshape(B, rows * cols, P * P * C), pullback
+
+
+def patchify(images, patch):
+    """(B, h, w, C) -> (B, N, P·P·C): the patches row by row, each flattened as (row, column, channel).
+
+    The two axes inside a patch must be brought together *before* flattening. A bare reshape to (B, N, P·P·C)
+    has the right shape and scrambles the image: it cuts rows of pixels, not squares.
+
+    Raises ValueError for a patch size that does not divide both sides, naming the nearest that does.
+    """
+    if len(images.shape) != 4:
+        raise ValueError(f"patchify needs images (B, height, width, C), got {images.shape}")
+    _, h, w, _ = images.shape
+    if h % patch or w % patch:
+        raise ValueError(
+            f"patch size {patch} must divide the image's {h}×{w}; {nearest_patch(h, w, patch)} is the nearest that does"
+        )
+    return _patchify(images, patch=patch)
+
+
+def nearest_patch(h, w, patch):
+    """The patch size nearest to `patch` that divides both sides; the smaller one of two equally near."""
+    return min((p for p in range(1, min(h, w) + 1) if h % p == 0 and w % p == 0), key=lambda p: (abs(p - patch), p))
