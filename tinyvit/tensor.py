@@ -11,9 +11,8 @@ has its gradient, at about twice the cost of the forward pass. There is no symbo
 An op sees plain arrays; `Tensor`s exist only outside. Rules for writing one: positional arguments are differentiable,
 keyword-only ones are not; capture arrays, never Tensors; never change `g` in place, it may belong to others too.
 
-This file is the whole engine: a Node is a step of the tape, `differentiable` records it, `walk` goes back along
-the tape, and a Tensor is the value that carries it. PyTorch's autograd is the same machine in C++; JAX gets its
-pullbacks by tracing and transposing a program instead.
+This file is the whole engine: a Node is a step of the tape, `differentiable` records it, `walk` goes back along it, a
+Tensor is the value that carries it. PyTorch's autograd is the same machine in C++; JAX traces and transposes programs.
 """
 
 import contextlib
