@@ -14,27 +14,34 @@ mp.mp.dps = 40
 
 
 def remez(f, weight, degree, lo, hi, rounds=12, grid=3000):
-    """Coefficients c, lowest first, that minimise max |weight(x) (Σ cᵢ xⁱ - f(x))| on [lo, hi]; that max."""
+    """Coefficients c, lowest first, that minimise max |weight(x) (Σ cᵢ xⁱ - f(x))| on [lo, hi], and the function of c
+    that gives this weighted error at the grid's points."""
     # Chebyshev's points crowd at the ends, as the peaks of the error do.
     xs = [(lo + hi) / 2 - (hi - lo) / 2 * mp.cos(mp.pi * i / (grid - 1)) for i in range(grid)]
     fs, ws = [f(x) for x in xs], [weight(x) for x in xs]
+
+    def errors(c):
+        return np.array([float(w * (mp.polyval(c[::-1], x) - y)) for x, y, w in zip(xs, fs, ws, strict=True)])
+
     peaks = [round(i * (grid - 1) / (degree + 1)) for i in range(degree + 2)]
     for _ in range(rounds):
         # Σ cᵢ xⁱ - (-1)ᵏ E / w = f: degree + 2 equations for degree + 1 coefficients and E
         rows = [[xs[k] ** i for i in range(degree + 1)] + [-((-1) ** n) / ws[k]] for n, k in enumerate(peaks)]
         *c, _ = mp.lu_solve(mp.matrix(rows), mp.matrix([fs[k] for k in peaks]))
-        points = zip(xs, fs, ws, strict=True)
-        error = np.array([float(w * (mp.polyval(c[::-1], x) - y)) for x, y, w in points])
+        error = errors(c)
         cuts = np.flatnonzero(np.sign(error[1:]) != np.sign(error[:-1])) + 1  # a peak between each two
         runs = np.split(np.arange(grid), cuts)
         peaks = [int(run[np.abs(error[run]).argmax()]) for run in runs]
         if len(peaks) != degree + 2:
             raise RuntimeError(f"found {len(peaks)} alternating peaks, not {degree + 2}: try another degree")
-    return c, np.abs(error).max()
+    return c, errors
 
 
-def report(name, c, error):
-    print(f"{name}: {len(c)} coefficients, lowest first; largest relative error {error:.1e}")
+def report(name, c, errors):
+    rounded = [mp.mpf(float(np.float32(v))) for v in c]
+    exact, stored = np.abs(errors(c)).max(), np.abs(errors(rounded)).max()
+    print(f"{name}: {len(c)} coefficients, lowest first")
+    print(f"    largest relative error {exact:.2e}, with coefficients rounded to float32 {stored:.2e}")
     print("    " + ", ".join(f"{float(v):.9e}" for v in c))
 
 

@@ -2,12 +2,16 @@
 
 import importlib.util
 import math
+import os
 import platform
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 from scipy import special
 
@@ -15,6 +19,11 @@ from tinyvit import kernels
 from tinyvit.kernels import elementary
 
 pytestmark = pytest.mark.skipif(kernels.backend() != "numba", reason="compares with the Numba kernels")
+
+# The kernels compile into the package's own cache, not into a temporary one. That is what users run; its name is a hash
+# of the sources, so that it is never stale; and compiling everything anew makes this file take twice as long.
+
+SIDES = pytest.mark.parametrize("side", ["numba", "numpy"])
 
 
 @pytest.fixture
@@ -196,7 +205,110 @@ def test_update_equals_its_spec(name, count, options, size, dtype, rng):
     assert np.array_equal(fast[1], start[1]), "the gradient was changed"
 
 
-@pytest.mark.parametrize("side", ["numba", "numpy"])
+@DTYPES
+@SIDES
+@pytest.mark.parametrize("name, count, options", STEPS)
+def test_a_nan_in_the_gradient_shows_in_the_weights(name, count, options, side, dtype):
+    """A diverged run must not look healthy."""
+    arrays = [np.ones(9, dtype) for _ in range(count)]
+    w, g = arrays[:2]
+    g[[2, -1]] = np.nan
+    getattr(getattr(kernels, name), side)(*arrays, *options)
+    np.testing.assert_array_equal(np.isnan(w), np.isnan(g))
+
+
+def f32(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def f64(*shape):
+    return np.zeros(shape)
+
+
+READ_ONLY, TWO = np.zeros(3, np.float32), np.zeros(2, np.int64)
+READ_ONLY.flags.writeable = False
+ADAMW, SGD = (1e-2, 0.9, 0.999, 1e-8, 0.1, 1), (1e-2, 0.9, 0.1)
+
+# kernel, error, arguments: one thing is wrong in each row
+WRONG = [
+    ("softmax", TypeError, (np.zeros((2, 3), np.int64),)),
+    ("softmax", TypeError, (np.zeros((2, 3), np.float16),)),
+    ("softmax", TypeError, (np.zeros((2, 3), np.dtype(np.float32).newbyteorder()),)),
+    ("softmax", ValueError, (f32(2, 0),)),
+    ("softmax", ValueError, (f32(),)),
+    ("softmax_backward", ValueError, (f32(2, 3), f32(2, 4))),
+    ("softmax_backward", ValueError, (f32(2, 0), f32(2, 0))),
+    ("softmax_backward", TypeError, (f32(2, 3), f64(2, 3))),
+    ("attention", ValueError, (f32(5, 12), 2, 1.0)),
+    ("attention", ValueError, (f32(1, 5, 13), 2, 1.0)),
+    ("attention", ValueError, (f32(1, 0, 12), 2, 1.0)),
+    ("attention", ValueError, (f32(1, 5, 12), 0, 1.0)),
+    ("attention", ValueError, (f32(1, 5, 12), 2, -1.0)),
+    ("attention", TypeError, (f32(1, 5, 12).astype(np.int64), 2, 1.0)),
+    ("attention_backward", ValueError, (f32(1, 5, 12), f32(1, 2, 5, 4), f32(1, 5, 4), 2, 1.0)),
+    ("attention_backward", ValueError, (f32(1, 5, 12), f32(1, 2, 5, 5), f32(1, 4, 4), 2, 1.0)),
+    ("attention_backward", TypeError, (f32(1, 5, 12), f32(1, 2, 5, 5), f64(1, 5, 4), 2, 1.0)),
+    ("batched_matmul", ValueError, (f32(2, 2, 3), f32(1, 3, 2))),
+    ("batched_matmul", ValueError, (f32(2, 2, 3), f32(2, 4, 2))),
+    ("batched_matmul", ValueError, (f32(2, 3), f32(3, 2))),
+    ("batched_matmul", TypeError, (f32(2, 2, 3), f64(2, 3, 2))),
+    ("layernorm", ValueError, (f32(2, 5), f32(4), f32(5), 1e-6)),
+    ("layernorm", ValueError, (f32(2, 5), f32(5), f32(1), 1e-6)),
+    ("layernorm", ValueError, (f32(2, 0), f32(0), f32(0), 1e-6)),
+    ("layernorm", ValueError, (f32(5), f32(5), f32(5), 1e-6)),
+    ("layernorm", TypeError, (f32(2, 5), f64(5), f64(5), 1e-6)),
+    ("layernorm_backward", ValueError, (f32(2, 5), f32(5), f32(1), f32(2), f32(2, 5))),
+    ("layernorm_backward", ValueError, (f32(2, 5), f32(4), f32(2), f32(2), f32(2, 5))),
+    ("layernorm_backward", ValueError, (f32(2, 5), f32(5), f32(2), f32(2), f32(1, 5))),
+    ("layernorm_backward", TypeError, (f32(2, 5), f32(5), f32(2), f64(2), f32(2, 5))),
+    ("gelu", TypeError, (np.arange(3), False)),
+    ("gelu_backward", ValueError, (f32(2, 3), f32(3), True)),
+    ("gelu_backward", TypeError, (f32(2, 3), f64(2, 3), False)),
+    ("cross_entropy", ValueError, (f32(3, 4), TWO, 0.0)),
+    ("cross_entropy", ValueError, (f32(2), TWO, 0.0)),
+    ("cross_entropy", ValueError, (f32(0, 0), TWO[:0], 0.0)),
+    ("cross_entropy", TypeError, (f32(2, 4), f32(2), 0.0)),
+    ("cross_entropy", TypeError, (f32(2, 4).astype(np.float16), TWO, 0.0)),
+    ("cross_entropy_backward", ValueError, (f32(2, 4), TWO, f32(1), 0.0)),
+    ("cross_entropy_backward", ValueError, (f32(3, 4), TWO, f32(3), 0.0)),
+    ("cross_entropy_backward", TypeError, (f32(2, 4), TWO, f64(2), 0.0)),
+    ("im2col", ValueError, (f32(8, 8, 3), (4, 4), 4, 0)),
+    ("im2col", ValueError, (f32(1, 3, 8, 3), (4, 4), 4, 0)),
+    ("im2col", ValueError, (f32(1, 8, 8, 3), (4, 0), 4, 0)),
+    ("im2col", ValueError, (f32(1, 8, 8, 3), (4, 4), 0, 0)),
+    ("im2col", ValueError, (f32(1, 8, 8, 3), (4, 4), 4, -1)),
+    ("im2col", TypeError, (np.zeros((1, 8, 8, 3), np.uint8), (4, 4), 4, 0)),
+    ("col2im", ValueError, (f32(1, 2, 3, 48), (1, 8, 8, 3), (4, 4), 4, 0)),
+    ("col2im", ValueError, (f32(1, 1, 1, 48), (1, 3, 3, 3), (4, 4), 4, 0)),
+    ("col2im", TypeError, (np.zeros((1, 2, 2, 48), np.int64), (1, 8, 8, 3), (4, 4), 4, 0)),
+    ("warp", ValueError, (f32(1, 4, 4, 1), f32(2, 2, 3))),
+    ("adamw", ValueError, (f32(3), f32(3), f32(2), f32(3), *ADAMW)),
+    ("adamw", ValueError, (f32(3), f32(3), f32(3), f32(1), *ADAMW)),
+    ("adamw", ValueError, (f32(3, 1), f32(3, 1), f32(3, 1), f32(3, 1), *ADAMW)),
+    ("adamw", ValueError, (READ_ONLY, f32(3), f32(3), f32(3), *ADAMW)),
+    ("adamw", ValueError, (f32(3), f32(3), f32(3), READ_ONLY, *ADAMW)),
+    ("adamw", ValueError, (f32(3), f32(3), f32(3), f32(3), *ADAMW[:-1], 0)),
+    ("adamw", TypeError, (f32(3), f64(3), f32(3), f32(3), *ADAMW)),
+    ("sgd", ValueError, (f32(3), f32(1), f32(3), *SGD)),
+    ("sgd", ValueError, (f32(3), f32(3), READ_ONLY, *SGD)),
+    ("sgd", TypeError, (f32(3), f32(3), f64(3), *SGD)),
+    ("add_into", ValueError, (f32(3), f32(1))),
+    ("add_into", ValueError, (READ_ONLY, f32(3))),
+    ("add_into", TypeError, (f32(3), f64(3))),
+    ("squared_norm", ValueError, (f32(3, 1),)),
+    ("squared_norm", TypeError, (np.arange(3),)),
+]  # fmt: skip
+
+
+@SIDES
+@pytest.mark.parametrize("name, error, args", WRONG)
+def test_a_wrong_call_is_a_clear_error(name, error, args, side):
+    """Without a check at the door, compiled code would read and write beyond an array's end, or hand out garbage."""
+    with pytest.raises(error, match=f"{name.removesuffix('_backward')}.* (must|needs) .*got "):
+        getattr(getattr(kernels, name), side)(*args)
+
+
+@SIDES
 def test_updates_are_pytorchs(side, rng):
     torch = pytest.importorskip("torch")
     w, grads = rng.standard_normal(50), rng.standard_normal((5, 50))
@@ -217,7 +329,7 @@ def test_updates_are_pytorchs(side, rng):
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("side", ["numba", "numpy"])
+@SIDES
 @DTYPES
 @pytest.mark.parametrize(
     "logits, label, loss",
@@ -229,20 +341,48 @@ def test_cross_entropy_at_the_extremes(logits, label, loss, dtype, side):
     assert np.isfinite(p).all() and abs(p.sum() - 1) < 1e-6
 
 
-@pytest.mark.parametrize("side", ["numba", "numpy"])
+@SIDES
+@DTYPES
+@pytest.mark.parametrize("large", [1000, -1000, 1e4, -1e4])
+def test_softmax_at_the_extremes(large, dtype, side):
+    """Where e^x overflows, or is 0 for the whole row: without the maximum trick this is NaN."""
+    p = getattr(kernels.softmax, side)(np.array([[large, large - 1], [large, -large]], dtype))
+    larger = 1 / (1 + math.exp(-1))
+    np.testing.assert_allclose(p, [[larger, 1 - larger], [large > 0, large < 0]], rtol=1e-6)
+
+
+@SIDES
+@DTYPES
+@pytest.mark.parametrize("large", [1000, -1000, 1e4, -1e4])
+def test_attention_at_the_extremes(large, dtype, side):
+    """Scores [large, large - 1] for the first token, [-large, 1 - large] for the second."""
+    q, k, v = [1, -1], [large, large - 1], [1, 0]
+    qkv = np.stack([q, k, v], axis=1)[None].astype(dtype)  # (1, 2, 3): one image, two tokens, K = 1
+    out, p = getattr(kernels.attention, side)(qkv, 1, 1.0)
+    larger = 1 / (1 + math.exp(-1))
+    np.testing.assert_allclose(p[0, 0], [[larger, 1 - larger], [1 - larger, larger]], rtol=1e-6)
+    np.testing.assert_allclose(out[0, :, 0], [larger, 1 - larger], rtol=1e-6)
+
+
+@SIDES
 @pytest.mark.parametrize("bad", [-1, 3])
 def test_a_label_outside_of_the_classes_is_an_error(bad, side):
-    with pytest.raises(ValueError, match=r"0 … 2 .* 3 classes"):
-        getattr(kernels.cross_entropy, side)(np.zeros((2, 3)), np.array([0, bad]), 0.0)
+    """The loops use it as an index. The backward kernel is no less dangerous than the forward one."""
+    x, labels = np.zeros((2, 3)), np.array([1, bad])
+    message = rf"labels must be in \[0, 3\), the classes; got {min(1, bad)} to {max(1, bad)}"
+    with pytest.raises(ValueError, match=message):
+        getattr(kernels.cross_entropy, side)(x, labels, 0.0)
+    with pytest.raises(ValueError, match=message):
+        getattr(kernels.cross_entropy_backward, side)(x, labels, np.zeros(2), 0.0)
 
 
-@pytest.mark.parametrize("side", ["numba", "numpy"])
+@SIDES
 def test_squared_norm_does_not_overflow(side):
     g = np.array([3e20, 4e20], np.float32)
     assert getattr(kernels.squared_norm, side)(g) == pytest.approx(2.5e41, rel=1e-6)
 
 
-@pytest.mark.parametrize("side", ["numba", "numpy"])
+@SIDES
 def test_layernorm_survives_a_large_mean(side):
     """The one-pass variance Σ x² - D μ² would be off by thousands here."""
     x = np.array([[4096, 4097, 4098, 4099]], np.float32)
@@ -250,7 +390,7 @@ def test_layernorm_survives_a_large_mean(side):
     np.testing.assert_allclose(y[0], np.array([-3, -1, 1, 3]) / math.sqrt(5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("side", ["numba", "numpy"])
+@SIDES
 @pytest.mark.parametrize("how", [((4, 4), 4, 0), ((3, 3), 1, 1), ((3, 2), 2, 1)])
 def test_col2im_is_the_adjoint_of_im2col(how, side, rng):
     x = rng.standard_normal((2, 8, 12, 3))
@@ -358,16 +498,110 @@ def test_a_kernel_runs_the_active_side():
         assert both() == "spec"
 
 
-def test_an_edited_helper_moves_the_cache(tmp_path):
-    """Numba's own cache would go on serving kernels that were compiled with the old helper."""
+# backend.py afresh, from a copy of the package
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     source = Path(sys.modules["tinyvit.kernels"].__file__).parent
-    copy = tmp_path / "kernels"
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return shutil.copytree(source, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def import_backend(copy):
     spec = importlib.util.spec_from_file_location("copied_backend", copy / "backend.py")
     backend = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(backend)
-    assert backend._fingerprint() in backend.CACHE_FOLDER.name
-    before = backend._fingerprint()
+    return backend
+
+
+def test_an_edited_helper_moves_the_cache(copy):
+    """Numba's own cache would go on serving kernels that were compiled with the old helper."""
+    before = import_backend(copy).CACHE_FOLDER
+    assert before == import_backend(copy).CACHE_FOLDER and before.parent == copy / "__pycache__"
     with open(copy / "elementary.py", "a", encoding="utf-8") as file:
         file.write("# edited\n")
-    assert backend._fingerprint() != before
+    assert import_backend(copy).CACHE_FOLDER != before
+
+
+def test_a_new_cache_removes_those_of_days_ago(copy):
+    """And only those: a process may still use a recent one, and the folder is not ours alone."""
+    names = ["tinyvit-kernels-old", "tinyvit-kernels-recent", "another"]
+    for name, hours in zip(names, (25, 23, 25), strict=True):
+        folder = copy / "__pycache__" / name
+        folder.mkdir(parents=True)
+        (folder / "kernel.nbi").touch()
+        os.utime(folder, (time.time() - hours * 3600,) * 2)
+    new = import_backend(copy).CACHE_FOLDER
+    assert {f.name for f in new.parent.iterdir() if f.is_dir()} == {*names[1:], new.name}
+
+
+def test_using_a_cache_keeps_it_recent(copy):
+    folder = import_backend(copy).CACHE_FOLDER
+    os.utime(folder, (0, 0))
+    import_backend(copy)
+    assert time.time() - folder.stat().st_mtime < 3600
+
+
+def test_an_old_cache_that_cannot_be_removed_stops_nobody(copy, monkeypatch):
+    folder = copy / "__pycache__" / "tinyvit-kernels-old"
+    folder.mkdir(parents=True)
+    os.utime(folder, (0, 0))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    assert import_backend(copy).CACHE_FOLDER.is_dir()
+
+
+def test_a_user_without_a_home_has_a_cache_in_the_package(copy, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr(platformdirs, "user_cache_dir", refuse)
+    assert import_backend(copy).CACHE_FOLDER.parent == copy / "__pycache__"
+
+
+def test_kernels_run_where_no_folder_is_writable():
+    script = """
+import platformdirs, tempfile
+
+def no_home(*args, **kwargs):
+    raise RuntimeError("could not determine the home directory")
+
+def no_file(*args, **kwargs):
+    raise PermissionError
+
+platformdirs.user_cache_dir, tempfile.NamedTemporaryFile = no_home, no_file
+import numpy as np
+from tinyvit import kernels
+kernels.announce_compilation()
+print(kernels.CACHE_FOLDER, kernels.backend(), kernels.squared_norm(np.ones(3)))
+"""
+    env = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    env |= {"PYTHONPATH": str(Path(sys.modules["tinyvit"].__file__).parents[1]), "PYTHONUTF8": "1"}
+    run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, encoding="utf-8")
+    assert run.stdout == "None numba 3.0\n", run.stderr
+    assert "in each run: set NUMBA_CACHE_DIR" in run.stderr
+
+
+def test_the_first_run_says_that_it_compiles(copy, capsys):
+    backend = import_backend(copy)
+    backend.announce_compilation()
+    assert "once per install" in capsys.readouterr().err
+    (backend.CACHE_FOLDER / "kernel.nbi").touch()
+    backend.announce_compilation()
+    assert capsys.readouterr().err == ""
+
+
+def test_without_numba_the_warning_says_why(copy, tmp_path, monkeypatch):
+    """Numba may be installed and refuse this NumPy: "not installed" would send the user the wrong way."""
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "numba")
+    with pytest.warns(UserWarning, match="Numba needs NumPy 2.4 or less"):
+        backend = import_backend(copy)
+    assert backend.backend() == "numpy"
+    with pytest.raises(ImportError, match="Numba needs NumPy 2.4 or less"), backend.use("numba"):
+        pass

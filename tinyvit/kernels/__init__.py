@@ -23,7 +23,6 @@ from tinyvit.kernels.backend import (
     backend,
     compiled_before,
     jit,
-    kernel,
     use,
 )
 from tinyvit.kernels.cross_entropy import cross_entropy, cross_entropy_backward
@@ -39,6 +38,6 @@ from tinyvit.kernels.warp import warp
 __all__ = [
     "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention",
     "attention_backward", "backend", "batched_matmul", "col2im", "compiled_before", "cross_entropy",
-    "cross_entropy_backward", "exp", "gelu", "gelu_backward", "im2col", "jit", "kernel", "layernorm",
-    "layernorm_backward", "normal", "sgd", "softmax", "softmax_backward", "squared_norm", "use", "warp",
+    "cross_entropy_backward", "exp", "gelu", "gelu_backward", "im2col", "jit", "layernorm", "layernorm_backward",
+    "normal", "sgd", "softmax", "softmax_backward", "squared_norm", "use", "warp",
 ]  # fmt: skip

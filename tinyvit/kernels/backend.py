@@ -4,7 +4,7 @@ A kernel file reads top to bottom: the equation, the NumPy function that compute
 expressions (the *spec*), and under it the loop that Numba compiles to machine code. The two have one signature and
 `tests/test_kernels.py` holds them together over shapes, dtypes and memory layouts::
 
-    @kernel
+    @Kernel
     def relu(x):                    # the spec: short, obviously right, runs anywhere
         return np.maximum(x, 0)
 
@@ -22,8 +22,10 @@ import contextlib
 import functools
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -32,8 +34,10 @@ from platformdirs import user_cache_dir
 
 try:
     import numba
-except ImportError:
-    numba = None
+
+    _no_numba = None
+except ImportError as error:  # not installed, or it refuses this NumPy: the reason belongs into the warning below
+    numba, _no_numba = None, error
 
 BACKENDS = ("numba", "numpy")
 
@@ -49,8 +53,8 @@ def _first_backend():
         asked = "numba"
     if asked == "numba" and numba is None:
         warnings.warn(
-            "Numba is not installed: kernels run as NumPy, several times slower. Install it with `pip install numba`, "
-            "or set TINYVIT_KERNELS=numpy to silence this.",
+            f"Numba cannot be imported ({_no_numba}): kernels run as NumPy, several times slower. Mend it with "
+            "`pip install --upgrade numba`, or set TINYVIT_KERNELS=numpy to silence this.",
             stacklevel=2,
         )
         asked = "numpy"
@@ -69,13 +73,13 @@ def backend():
 def use(name):
     """Run the body with the kernel backend `name`, "numba" or "numpy", in all threads; then go back.
 
-    Raises ValueError for another name and ImportError for "numba" where Numba is not installed.
+    Raises ValueError for another name and ImportError for "numba" where Numba cannot be imported.
     """
     global _active
     if name not in BACKENDS:
         raise ValueError(f"a kernel backend is one of {', '.join(BACKENDS)}; got {name!r}")
     if name == "numba" and numba is None:
-        raise ImportError("the numba backend needs Numba: pip install numba")
+        raise ImportError(f"the numba backend needs Numba, which cannot be imported: {_no_numba}") from _no_numba
     before, _active = _active, name
     try:
         yield
@@ -84,7 +88,7 @@ def use(name):
 
 
 class Kernel:
-    """One function, two implementations; calling it runs the active one.
+    """One function, two implementations; calling it runs the active one. As a decorator it takes the NumPy spec.
 
     `.numpy` and `.numba` are the implementations themselves, for tests and for the curious.
     """
@@ -106,11 +110,6 @@ class Kernel:
         return f"<kernel {self.__name__}: {_active}>"
 
 
-def kernel(spec):
-    """Decorator: `spec` becomes a `Kernel` whose NumPy side it is."""
-    return Kernel(spec)
-
-
 def _fingerprint():
     """A hash of every file of this package. Numba notices an edit in a kernel's own file only, not in a helper's, nor a
     changed compiler flag; a folder named after all of them cannot go stale."""
@@ -120,19 +119,38 @@ def _fingerprint():
     return digest.hexdigest()[:12]
 
 
+def _cache_places():
+    asked = os.environ.get("NUMBA_CACHE_DIR")
+    if asked:
+        yield Path(asked)
+        return
+    yield Path(__file__).parent / "__pycache__"
+    with contextlib.suppress(RuntimeError):  # a user without a home, as containers have them
+        yield Path(user_cache_dir("tinyvit", appauthor=False))
+
+
 def _cache_folder():
     """The first writable place for compiled kernels, or None: then each process compiles for itself."""
-    asked = os.environ.get("NUMBA_CACHE_DIR")
-    places = [asked] if asked else [Path(__file__).parent / "__pycache__", user_cache_dir("tinyvit", appauthor=False)]
-    for place in places:
-        folder = Path(place) / f"tinyvit-kernels-{_fingerprint()}"
+    for place in _cache_places():
+        folder = place / f"tinyvit-kernels-{_fingerprint()}"
         try:
+            is_new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-            return folder
+            tempfile.NamedTemporaryFile(dir=folder).close()  # we may write; and the folder's time says: used just now
         except OSError:
             continue
+        if is_new:
+            _remove_old_folders(place)
+        return folder
     return None
+
+
+def _remove_old_folders(place):
+    """Remove what earlier versions of this package compiled, but for the last day's: a process may still use that."""
+    with contextlib.suppress(OSError):  # tidying up must not stop anyone; another process may be at it as well
+        for folder in place.glob("tinyvit-kernels-*"):
+            if time.time() - folder.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 CACHE_FOLDER = _cache_folder() if numba else None
@@ -159,14 +177,39 @@ def jit(function=None, **options):
 
 
 def compiled_before():
-    """True when compiled kernels from an earlier run are on disk, so that the first call will not be slow."""
+    """True when kernels from an earlier run are on disk: what that run called will not be slow at the first call.
+
+    One kernel is enough for True. What no run has called yet (another dtype, GELU's other form) still compiles at its
+    first call.
+    """
     return CACHE_FOLDER is not None and next(CACHE_FOLDER.rglob("*.nbi"), None) is not None
 
 
 def announce_compilation():
     """Say in one line why nothing seems to happen, where the coming calls will compile. Silent otherwise."""
     if _active == "numba" and not compiled_before():
-        print("compiling kernels, once per install (about 10 s) …", file=sys.stderr, flush=True)
+        how_often = (
+            "once per install" if CACHE_FOLDER else "in each run: set NUMBA_CACHE_DIR to a writable folder to keep them"
+        )
+        print(f"compiling kernels (about 10 s), {how_often} …", file=sys.stderr, flush=True)
+
+
+FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
+
+
+def require(holds, must, *arrays, **options):
+    """The check at a kernel's door, on both sides: compiled code does not look where it reads and writes.
+
+    `holds` is what must hold of the shapes, `must` says it in words. Raises ValueError when it does not, TypeError
+    when the arrays are not all float32 or all float64; `options` are shown beside the arrays.
+    """
+    dtypes = {a.dtype for a in arrays}
+    if holds and len(dtypes) == 1 and dtypes <= FLOATS:
+        return
+    got = [f"{a.dtype} {a.shape}" for a in arrays] + [f"{name}={value}" for name, value in options.items()]
+    if not holds:
+        raise ValueError(f"{must}; got {', '.join(got)}")
+    raise TypeError(f"{must}, all float32 or all float64; got {', '.join(got)}")
 
 
 def contiguous(*arrays):

@@ -8,25 +8,33 @@ that may have rounded to 0, and with the maximum taken out nothing overflows.
 
 import numpy as np
 
-from tinyvit.kernels.backend import contiguous, jit, kernel
+from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 from tinyvit.kernels.elementary import exp
 
 
-def _check(labels, C):
+def _check_labels(labels, C):
+    """The loops use labels as indices, so that one outside of the row would reach into other memory."""
+    if labels.dtype != np.int64:
+        raise TypeError(f"cross_entropy: labels must be int64, got {labels.dtype}")
     if labels.size and not (0 <= labels.min() and labels.max() < C):
         raise ValueError(
-            f"labels must lie in 0 … {C - 1} for logits of {C} classes, got {labels.min()} … {labels.max()}: "
-            f"give the model as many classes as the data has"
+            f"cross_entropy: labels must be in [0, {C}), the classes; got {labels.min()} to {labels.max()}"
         )
 
 
-@kernel
+def _check(logits, labels):
+    holds = logits.ndim == 2 and logits.shape[1] >= 1 and labels.shape == logits.shape[:1]
+    require(holds, "cross_entropy: logits must be (B, C) with C ≥ 1, labels (B,)", logits, labels=labels.shape)
+    _check_labels(labels, logits.shape[1])
+
+
+@Kernel
 def cross_entropy(logits, labels, smoothing):
     """logits (B, C), labels (B,) int64, 0 ≤ smoothing < 1 -> (loss (B,) in nats, p (B, C) = softmax(logits)).
 
-    Raises ValueError when a label is not one of the C classes.
+    Raises ValueError when a label is not one of the C classes, TypeError for other labels than int64.
     """
-    _check(labels, logits.shape[1])
+    _check(logits, labels)
     z = logits - logits.max(axis=1, keepdims=True)
     e = np.exp(z)
     total = e.sum(axis=1)
@@ -39,7 +47,7 @@ def cross_entropy(logits, labels, smoothing):
 
 @cross_entropy.fast
 def cross_entropy(logits, labels, smoothing):
-    _check(labels, logits.shape[1])
+    _check(logits, labels)
     logits, labels = contiguous(logits, labels)
     loss, p = np.empty(len(logits), logits.dtype), np.empty_like(logits)
     _cross_entropy(logits, labels, logits.dtype.type(smoothing), loss, p)
@@ -61,7 +69,7 @@ def _cross_entropy(logits, labels, smoothing, loss, p):
             total += out[j]
         at_label = row[labels[i]] - m
         loss[i] = np.log(total) - at_label
-        if smoothing > zero:
+        if smoothing != zero:
             mean = zero
             for j in range(row.size):
                 mean += row[j] - m
@@ -71,9 +79,16 @@ def _cross_entropy(logits, labels, smoothing, loss, p):
             out[j] *= scale
 
 
-@kernel
+def _check_backward(p, labels, g):
+    holds = p.ndim == 2 and labels.shape == g.shape == p.shape[:1]
+    require(holds, "cross_entropy_backward: p must be (B, C), labels and g (B,)", p, g, labels=labels.shape)
+    _check_labels(labels, p.shape[1])
+
+
+@Kernel
 def cross_entropy_backward(p, labels, g, smoothing):
     """dL/dlogits (B, C) from g = dL/dloss (B,): g (p - t), the prediction minus the target."""
+    _check_backward(p, labels, g)
     s, C = p.dtype.type(smoothing), p.shape[1]
     dz = p - s / p.dtype.type(C)
     dz[np.arange(len(p)), labels] -= 1 - s
@@ -82,6 +97,7 @@ def cross_entropy_backward(p, labels, g, smoothing):
 
 @cross_entropy_backward.fast
 def cross_entropy_backward(p, labels, g, smoothing):
+    _check_backward(p, labels, g)
     p, labels, g = contiguous(p, labels, g)
     dz = np.empty_like(p)
     _cross_entropy_backward(p, labels, g, p.dtype.type(smoothing), dz)

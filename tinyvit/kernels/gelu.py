@@ -11,15 +11,16 @@ import math
 
 import numpy as np
 
-from tinyvit.kernels.backend import contiguous, jit, kernel
+from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 from tinyvit.kernels.elementary import exp, normal
 
 SQRT_2_PI, CUBIC = math.sqrt(2 / math.pi), 0.044715
 
 
-@kernel
+@Kernel
 def gelu(x, tanh):
     """GELU of each element of x, any shape; `tanh` False: exact, True: the tanh approximation."""
+    require(True, "gelu: x must be an array, of any shape", x)
     if tanh:
         return 0.5 * x * (1 + np.tanh(SQRT_2_PI * (x + CUBIC * x * x * x)))
     return x * normal(x)[0]
@@ -27,6 +28,7 @@ def gelu(x, tanh):
 
 @gelu.fast
 def gelu(x, tanh):
+    require(True, "gelu: x must be an array, of any shape", x)
     x = contiguous(x)
     y = np.empty_like(x)
     (_gelu_tanh if tanh else _gelu_exact)(x.reshape(-1), y.reshape(-1))
@@ -47,12 +49,13 @@ def _gelu_tanh(x, y):
         y[i] = x[i] / (one + exp(x[i] * (a + b * x[i] * x[i])))
 
 
-@kernel
+@Kernel
 def gelu_backward(x, g, tanh):
     """dL/dx from g = dL/dy, both of x's shape.
 
     exact:  Φ(x) + x φ(x), since Φ' = φ        tanh:  σ + x σ (1 - σ) 2 u',   where σ = 1 / (1 + e^(-2u))
     """
+    require(x.shape == g.shape, "gelu_backward: x and g must have one shape", x, g)
     if tanh:
         t = np.tanh(SQRT_2_PI * (x + CUBIC * x * x * x))
         return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * SQRT_2_PI * (1 + 3 * CUBIC * x * x))
@@ -62,6 +65,7 @@ def gelu_backward(x, g, tanh):
 
 @gelu_backward.fast
 def gelu_backward(x, g, tanh):
+    require(x.shape == g.shape, "gelu_backward: x and g must have one shape", x, g)
     x, g = contiguous(x, g)
     dx = np.empty_like(x)
     (_gelu_backward_tanh if tanh else _gelu_backward_exact)(x.reshape(-1), g.reshape(-1), dx.reshape(-1))

@@ -8,12 +8,20 @@ Libraries avoid the copies by gathering windows inside the matrix product (cuDNN
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from tinyvit.kernels.backend import contiguous, jit, kernel
+from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 
 
 def _out_size(shape, kernel, stride, padding):
+    """(oh, ow), how many windows fit below each other and side by side."""
     (_, h, w, _), (kh, kw) = shape, kernel
     return (h + 2 * padding - kh) // stride + 1, (w + 2 * padding - kw) // stride + 1
+
+
+def _check(name, array, shape, kernel, stride, padding):
+    holds = len(shape) == 4 and len(kernel) == 2 and stride >= 1 and padding >= 0
+    holds = holds and 1 <= kernel[0] <= shape[1] + 2 * padding and 1 <= kernel[1] <= shape[2] + 2 * padding
+    must = f"{name}: the image must be (B, h, w, C), the kernel (kh, kw) fit into it, stride ≥ 1, padding ≥ 0"
+    require(holds, must, array, shape=shape, kernel=kernel, stride=stride, padding=padding)
 
 
 def _surround(x, padding):
@@ -24,12 +32,13 @@ def _surround(x, padding):
     return padded
 
 
-@kernel
+@Kernel
 def im2col(x, kernel, stride, padding):
     """x (B, h, w, C), kernel (kh, kw) -> (B, oh, ow, kh kw C), each row a window in (kh, kw, C) order.
 
     `padding` pixels of zeros surround the image; oh = (h + 2 padding - kh) // stride + 1, ow likewise.
     """
+    _check("im2col", x, x.shape, kernel, stride, padding)
     (B, _, _, C), (kh, kw) = x.shape, kernel
     windows = sliding_window_view(_surround(x, padding), kernel, axis=(1, 2))[:, ::stride, ::stride]
     oh, ow = windows.shape[1:3]  # (B, oh, ow, C, kh, kw)
@@ -38,6 +47,7 @@ def im2col(x, kernel, stride, padding):
 
 @im2col.fast
 def im2col(x, kernel, stride, padding):
+    _check("im2col", x, x.shape, kernel, stride, padding)
     oh, ow = _out_size(x.shape, kernel, stride, padding)
     x = _surround(x, padding) if padding else contiguous(x)
     (B, h, w, C), (kh, kw) = x.shape, kernel
@@ -60,9 +70,16 @@ def _im2col(x, cols, down, right):
                         run[t] = source[t]
 
 
-@kernel
+def _check_cols(cols, shape, kernel, stride, padding):
+    _check("col2im", cols, shape, kernel, stride, padding)
+    want = (shape[0], *_out_size(shape, kernel, stride, padding), kernel[0] * kernel[1] * shape[3])
+    require(cols.shape == want, "col2im: cols must be (B, oh, ow, kh kw C)", cols, want=want)
+
+
+@Kernel
 def col2im(cols, shape, kernel, stride, padding):
     """The transpose of im2col: cols (B, oh, ow, kh kw C) -> (B, h, w, C) = shape; overlapping windows add."""
+    _check_cols(cols, shape, kernel, stride, padding)
     (B, h, w, C), (kh, kw) = shape, kernel
     oh, ow = _out_size(shape, kernel, stride, padding)
     cols = cols.reshape(B, oh, ow, kh, kw, C)
@@ -75,6 +92,7 @@ def col2im(cols, shape, kernel, stride, padding):
 
 @col2im.fast
 def col2im(cols, shape, kernel, stride, padding):
+    _check_cols(cols, shape, kernel, stride, padding)
     cols = contiguous(cols)
     (B, h, w, C), (kh, kw) = shape, kernel
     oh, ow = _out_size(shape, kernel, stride, padding)

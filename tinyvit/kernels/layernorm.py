@@ -9,12 +9,18 @@ free.
 
 import numpy as np
 
-from tinyvit.kernels.backend import contiguous, jit, kernel
+from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 
 
-@kernel
+def _check(x, gamma, beta):
+    holds = x.ndim == 2 and x.shape[1] >= 1 and gamma.shape == beta.shape == x.shape[1:]
+    require(holds, "layernorm: x must be (M, D) with D ≥ 1, gamma and beta (D,)", x, gamma, beta)
+
+
+@Kernel
 def layernorm(x, gamma, beta, eps):
     """x (M, D), gamma, beta (D,) -> (y (M, D), mean (M,), rstd (M,)), rstd = 1 / √(variance + eps)."""
+    _check(x, gamma, beta)
     mean = x.mean(axis=1)
     centred = x - mean[:, None]
     rstd = 1 / np.sqrt((centred * centred).mean(axis=1) + x.dtype.type(eps))
@@ -23,6 +29,7 @@ def layernorm(x, gamma, beta, eps):
 
 @layernorm.fast
 def layernorm(x, gamma, beta, eps):
+    _check(x, gamma, beta)
     x, gamma, beta = contiguous(x, gamma, beta)
     y, mean, rstd = np.empty_like(x), np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
     _layernorm(x, gamma, beta, x.dtype.type(eps), y, mean, rstd)
@@ -47,7 +54,14 @@ def _layernorm(x, gamma, beta, eps, y, mean, rstd):
         mean[i], rstd[i] = mu, r
 
 
-@kernel
+def _check_backward(x, gamma, mean, rstd, g):
+    holds = x.ndim == 2 and x.shape[1] >= 1 and g.shape == x.shape and gamma.shape == x.shape[1:]
+    holds = holds and mean.shape == rstd.shape == x.shape[:1]
+    must = "layernorm_backward: x and g must be (M, D) with D ≥ 1, gamma (D,), mean and rstd (M,)"
+    require(holds, must, x, gamma, mean, rstd, g)
+
+
+@Kernel
 def layernorm_backward(x, gamma, mean, rstd, g):
     """(dx (M, D), dgamma (D,), dbeta (D,)) from g = dL/dy (M, D) and the forward pass's mean and rstd.
 
@@ -55,6 +69,7 @@ def layernorm_backward(x, gamma, mean, rstd, g):
     through σ: dx is ĝ without its parts along the constant vector and along x̂, the two directions that the
     norm removes.
     """
+    _check_backward(x, gamma, mean, rstd, g)
     xhat = (x - mean[:, None]) * rstd[:, None]
     gh = g * gamma
     along_x = (gh * xhat).mean(axis=1, keepdims=True)
@@ -64,6 +79,7 @@ def layernorm_backward(x, gamma, mean, rstd, g):
 
 @layernorm_backward.fast
 def layernorm_backward(x, gamma, mean, rstd, g):
+    _check_backward(x, gamma, mean, rstd, g)
     x, gamma, mean, rstd, g = contiguous(x, gamma, mean, rstd, g)
     dx, dgamma, dbeta = np.empty_like(x), np.zeros_like(gamma), np.zeros_like(gamma)
     _layernorm_backward(x, gamma, mean, rstd, g, dx, dgamma, dbeta)

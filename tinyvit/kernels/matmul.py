@@ -7,17 +7,24 @@ it loses to BLAS's register tiles, and is half as fast at 17 × 16, so that atte
 
 import numpy as np
 
-from tinyvit.kernels.backend import contiguous, jit, kernel
+from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 
 
-@kernel
+def _check(a, b):
+    holds = a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1]
+    require(holds, "batched_matmul: a must be (B, M, K) and b (B, K, N), without broadcasting", a, b)
+
+
+@Kernel
 def batched_matmul(a, b):
-    """(B, M, K) @ (B, K, N) -> (B, M, N)."""
+    """(B, M, K) @ (B, K, N) -> (B, M, N). Unlike np.matmul it does not broadcast: B must be the same."""
+    _check(a, b)
     return a @ b
 
 
 @batched_matmul.fast
 def batched_matmul(a, b):
+    _check(a, b)
     a, b = contiguous(a, b)
     out = np.zeros((a.shape[0], a.shape[1], b.shape[2]), a.dtype)
     _batched_matmul(a, b, out)

@@ -8,21 +8,27 @@ a NaN is all NaN, so that a diverged run shows.
 
 import numpy as np
 
-from tinyvit.kernels.backend import contiguous, jit, kernel
+from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 from tinyvit.kernels.elementary import exp
 
 BLOCK = 4096  # elements that stay in the first-level cache (16 kB in float32) from one pass to the next
 
 
-@kernel
+def _check(x):
+    require(x.ndim >= 1 and x.shape[-1] >= 1, "softmax: x must be (…, N) with N ≥ 1", x)
+
+
+@Kernel
 def softmax(x):
-    """(…, N) -> (…, N), softmax over the last axis; float32 or float64, kept."""
+    """(…, N) -> (…, N), softmax over the last axis, N ≥ 1; float32 or float64, kept."""
+    _check(x)
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
 @softmax.fast
 def softmax(x):
+    _check(x)
     p = np.array(x, order="C")
     n = p.shape[-1]
     softmax_rows(p.reshape(p.size // n, n), p.dtype.type(1))
@@ -56,17 +62,24 @@ def softmax_rows(p, scale):
                 row[j] *= inverse
 
 
-@kernel
+def _check_backward(p, g):
+    holds = p.ndim >= 1 and p.shape[-1] >= 1 and p.shape == g.shape
+    require(holds, "softmax_backward: p and g must have one shape (…, N) with N ≥ 1", p, g)
+
+
+@Kernel
 def softmax_backward(p, g):
     """The gradient with respect to x, from p = softmax(x) and g = dL/dp; all (…, N).
 
     dp_j/dx_k = p_j (δ_jk - p_k), so dL/dx = p (g - Σ_k p_k g_k): no N × N Jacobian is ever built.
     """
+    _check_backward(p, g)
     return p * (g - (p * g).sum(axis=-1, keepdims=True))
 
 
 @softmax_backward.fast
 def softmax_backward(p, g):
+    _check_backward(p, g)
     p, dx = contiguous(p), np.array(g, order="C")
     n = p.shape[-1]
     rows = (p.size // n, n)

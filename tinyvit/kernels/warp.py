@@ -17,7 +17,7 @@ photos do this on the GPU, or in the processes that load the data.
 
 import numpy as np
 
-from tinyvit.kernels.backend import contiguous, jit, kernel
+from tinyvit.kernels.backend import Kernel, contiguous, jit
 
 
 def _check(images, matrices):
@@ -29,7 +29,7 @@ def _check(images, matrices):
     return contiguous(images.astype(np.float32, copy=False), matrices.astype(np.float64, copy=False))
 
 
-@kernel
+@Kernel
 def warp(images, matrices):
     """Sample each image at affinely mapped coordinates.
 
