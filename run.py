@@ -34,6 +34,7 @@ BIN = os.path.join(VENV, "Scripts" if WINDOWS else "bin")
 PYTHON = os.path.join(BIN, "python.exe" if WINDOWS else "python")
 STAMP = os.path.join(VENV, "tinyvit-stamp.json")  # which extras are installed, and for whom; see `ready`
 LOG = os.path.join(VENV, "install.log")
+PROGRAMS = {"test": "pytest", "notebooks": "jupyter-lab"}  # an extra is there as long as its program is
 VERSION = "{}.{}.{}".format(*sys.version_info[:3])
 
 
@@ -95,7 +96,10 @@ def ready():
     """The extras installed in .venv for this pyproject.toml, Python and folder; "" is tinyvit itself."""
     stamp = read_stamp()
     extras = set(stamp.pop("extras", ()))
-    return extras if stamp == identity() and os.path.exists(PYTHON) else set()
+    if stamp != identity() or not os.path.exists(PYTHON):
+        return set()
+    # A tool that keeps .venv at what a lock file says, like `uv sync`, takes an extra away and leaves the stamp.
+    return {extra for extra in extras if extra not in PROGRAMS or shutil.which(PROGRAMS[extra], path=BIN)}
 
 
 def usable():
@@ -114,9 +118,11 @@ def one_at_a_time():
             try:
                 if WINDOWS:
                     import msvcrt
+
                     msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
                 else:
                     import fcntl
+
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
@@ -217,10 +223,10 @@ def main(arguments):
         extra, command, folder = "test", ["-m", "pytest"] + arguments[1:], ROOT
     elif arguments[0] == "notebooks":
         if not os.path.isdir(notebooks):
-            fail("there is no folder {}; fetch the whole project again".format(notebooks))
+            fail("there are no notebooks in this copy (no folder {})".format(notebooks))
         extra, command, folder = "notebooks", ["-m", "jupyterlab"] + arguments[1:], notebooks
     else:  # -P: a random.py or a folder tinyvit/ in the folder where the user stands would be imported first
-        extra, command, folder = "", ["-P", "-m", "tinyvit"] + arguments, None
+        extra, command, folder = "", ["-P", os.path.join(ROOT, "tinyvit", "__main__.py")] + arguments, None
     try:
         ensure(extra)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, its exit codes, and never a traceback for a mistake."""
 
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyvit import data
+from tinyvit import data, train, viz
 from tinyvit.classifier import load
 from tinyvit.cli import main
 
@@ -35,6 +36,19 @@ def test_train_says_how_well_and_where(tmp_path, monkeypatch, capsys):
     assert names == {
         "config.toml", "metrics.jsonl", "checkpoint.safetensors", "curves.png", "attention.png", "mistakes.png"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), MemoryError(), KeyboardInterrupt()])
+def test_what_drawing_dies_of_does_not_take_the_result_along(trouble, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise trouble
+
+    monkeypatch.setattr(viz, "attention", fails)
+    assert main(["train", "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"\ntest accuracy \d+\.\d\d %\nrun folder: .*run\n$", captured.out)
+    assert captured.err.count("not all pictures are drawn") == 1 and "Traceback" not in captured.err
+    assert "pictures: curves.png\n" in captured.out
 
 
 def test_pictures_are_pictures(run):
@@ -70,10 +84,29 @@ def test_predict(run, tmp_path, capsys):
     paths = [str(tmp_path / f"{name}.png") for name in ("grey", "colour", "paper", "clear")]
     assert main(["predict", str(run), *paths, "--out", str(tmp_path / "out"), "--top", "3"]) == 0
     out = capsys.readouterr().out
-    answers = [block.splitlines()[1].split("%")[1].strip() for block in re.split(r"(?=^/)", out, flags=re.M) if block]
-    assert answers == [expected] * 4
-    assert out.count("inverted") == 2 and out.count("attention:") == 4
-    assert len(list((tmp_path / "out").glob("*-attention.png"))) == 4
+    blocks = out.split("\n" + "  attention: ")[:-1]  # each ends with its picture's name
+    best = [next(line for line in block.splitlines() if " %  " in line) for block in blocks]
+    assert [line.split("%")[1].strip() for line in best] == [expected] * 4
+    assert out.count("inverted") == 2
+    assert len(list((tmp_path / "out").glob("*.png-attention.png"))) == 4
+
+
+def test_predict_draws_over_nothing(run, tmp_path, monkeypatch, capsys):
+    """Protects: one.png of two folders, one.jpg and one.png, and an image that is called like a picture of another."""
+    monkeypatch.chdir(tmp_path)
+    names = ["a/one.png", "b/one.png", "a/one.jpg", "one.png-attention.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_image(tmp_path / name, np.zeros((8, 8), np.uint8))
+    before = (tmp_path / names[-1]).read_bytes()
+    assert main(["predict", str(run), *names]) == 0
+    assert (tmp_path / names[-1]).read_bytes() == before
+    drawn = re.findall("attention: (.*)", capsys.readouterr().out)
+    assert drawn == [
+        "one.png-attention-2.png", "one.png-attention-3.png", "one.jpg-attention.png",
+        "one.png-attention.png-attention.png",
+    ]  # fmt: skip
+    assert all((tmp_path / name).exists() for name in drawn)
 
 
 def test_predict_goes_on_after_a_bad_image(run, tmp_path, capsys):
@@ -86,7 +119,9 @@ def test_predict_goes_on_after_a_bad_image(run, tmp_path, capsys):
     assert "good.png" in captured.out
 
 
-def test_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """The user stands beside a folder of two classes, 20 images of 12x16 each."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for k, name in enumerate(("dark", "light")):
@@ -94,35 +129,86 @@ def test_train_on_a_folder_of_images(tmp_path, monkeypatch, capsys):
         for i in range(20):
             pixels = rng.integers(120 * k, 120 * k + 100, (12, 16, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
-    words = [
-        "train",
-        "pictures",
-        "--image-size",
-        "8",
-        "--patch",
-        "4",
-        "--preset",
-        "digits",
-        "--epochs",
-        "8",
-        "--lr",
-        "0.01",
-    ]
-    assert main([*words, "--warmup", "1", "--batch-size", "8"]) == 0
+    return tmp_path / "pictures"
+
+
+ON_FOLDER = "--image-size 8 --patch 4 --preset digits --epochs 8 --lr 0.01 --warmup 1 --batch-size 8".split()
+
+
+def test_train_on_a_folder_of_images(pictures, tmp_path, monkeypatch, capsys):
+    assert main(["train", "pictures", *ON_FOLDER]) == 0
     assert "test accuracy 100.00 %" in capsys.readouterr().out
-    assert main(["eval", "runs/pictures-1"]) == 0
-    picture = next((tmp_path / "pictures" / "light").iterdir())
+    picture = next((pictures / "light").iterdir())
     assert main(["predict", "runs/pictures-1", str(picture)]) == 0
     assert "%  light" in capsys.readouterr().out
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["eval", "../runs/pictures-1"]) == 0
+    assert "test accuracy 100.00 %" in capsys.readouterr().out
+
+    (pictures / "dark").rename(pictures / "dim")
+    assert main(["eval", "../runs/pictures-1"]) == 1
+    assert "class 0 must be the model's, dark; in pictures it is dim" in capsys.readouterr().err
+    assert main(["eval", "../runs/pictures-1", "--data", "digits"]) == 1
+    assert "the model reads images (8, 8, 3), those of digits are (8, 8, 1)" in capsys.readouterr().err
+    pictures.rename(tmp_path / "moved")
+    assert main(["eval", "../runs/pictures-1"]) == 1
+    assert re.search("trained on .*pictures, which is not here.*--data", capsys.readouterr().err)
+    (tmp_path / "moved" / "dim").rename(tmp_path / "moved" / "dark")
+    assert main(["eval", "../runs/pictures-1", "--data", str(tmp_path / "moved")]) == 0
+
+
+@pytest.mark.parametrize("where", ["a runs/ here", "--out"])
+def test_a_run_inside_the_data_is_refused(where, pictures, monkeypatch, capsys):
+    """Protects: checkpoints would be one more class, without images, and the next command would fail."""
+    if where == "--out":
+        words = ["train", "pictures", *ON_FOLDER, "--out", "pictures/run"]
+    else:
+        monkeypatch.chdir(pictures)
+        words = ["train", ".", *ON_FOLDER]
+    assert main(words) == 2
+    assert "go up one folder or use --out" in capsys.readouterr().err
+    assert sorted(path.name for path in pictures.iterdir()) == ["dark", "light"]
+
+
+def test_a_folder_may_be_a_dot(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(pictures / "dark")
+    assert main(["train", "..", *ON_FOLDER, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    assert load(tmp_path / "run").recipe.data == str(pictures.resolve())
+
+
+def test_sizes_that_do_not_fit_offer_to_resize(pictures, capsys):
+    assert main(["train", "pictures", "--patch", "5"]) == 2
+    assert "patch size 5 must divide the image's 12×16" in (err := capsys.readouterr().err) and "--image-size 15" in err
+    Image.new("RGB", (9, 9)).save(pictures / "dark" / "odd.png")
+    assert main(["train", "pictures"]) == 1
+    assert "--image-size" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line(monkeypatch, tmp_path, capsys):
+    def fit(*_, **__):
+        return np.empty(2**50)  # NumPy's own MemoryError
+
+    monkeypatch.setattr(train, "fit", fit)
+    assert main(["train", "--out", str(tmp_path / "run")]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(word in err for word in ("--batch-size", "--image-size", "--patch", "PiB"))
 
 
 def test_info_and_data(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("tinyvit", "numpy", "cores", "BLAS", "kernels", "compiled"))
+    assert all(word in out for word in ("tinyvit", "numpy", "cores", "BLAS", "kernels", "compiled", "downloads: "))
     assert main(["data", "digits"]) == 0
     out = capsys.readouterr().out
     assert "10 classes" in out and "classes: 0, 1, 2" in out
+
+
+def test_info_marks_a_data_folder_that_is_none(tmp_path, monkeypatch, capsys):
+    for folder, words in {tmp_path / "nowhere": "(no such folder)", tmp_path: "(no data sets)"}.items():
+        monkeypatch.setenv("TINYVIT_DATA", str(folder))
+        assert main(["info"]) == 0
+        assert f"TINYVIT_DATA={folder} {words}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -136,6 +222,8 @@ def test_info_and_data(capsys):
         ("train --preset B/16", 2, "patch size 16 must divide"),
         ("train --threads 0", 2, "whole number from 1 up"),
         ("train --lr nan", 2, "lr must be a finite number"),
+        ("train digits --image-size 16", 2, "--image-size.* is for folders of images; those of digits"),
+        ("train digits/", 2, "one of digits, mnist"),
         ("eval nowhere", 1, "there is no checkpoint at nowhere"),
         ("eval .", 1, "not a run's folder"),
         ("predict nowhere x.png", 1, "there is no checkpoint"),
@@ -170,12 +258,17 @@ def test_a_run_folder_that_cannot_be_written(tmp_path, capsys):
     assert "file" in capsys.readouterr().err
     assert main(["train", "--epochs", "1", "--out", str(tmp_path)]) == 1
     assert "must be new or empty" in capsys.readouterr().err
+    for words in (["train", "--epochs", "1"], ["predict", "run", "image.png"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--out", str(tmp_path / "file")])
+        assert stop.value.code == 2 and "--out: must be a folder, but" in capsys.readouterr().err
 
 
 def start(folder, epochs):
     command = [sys.executable, "-m", "tinyvit", "train", "--epochs", str(epochs), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (folder / "metrics.jsonl").exists() and process.poll() is None:
+    end = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     return process
 
@@ -195,17 +288,49 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint(kind, tmp_path):
         assert "the checkpoint holds it" in out and (tmp_path / "run" / "curves.png").exists()
 
 
+def tinyvit(*words, **options):
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "tinyvit", *words]
+    return subprocess.run(command, **dict(capture_output=True, text=True, timeout=60) | options)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="pipes break differently on Windows")
-def test_a_reader_that_leaves_early():
+@pytest.mark.parametrize("words", [["info"], ["train", "--epochs", "2"]])
+def test_a_reader_that_leaves_early(words, tmp_path):
+    """Protects: after `tinyvit train | head -n 1` the training goes on to its end, in silence."""
+    reading, writing = os.pipe()
+    where = ["--out", str(tmp_path / "run")] if words[0] == "train" else []
+    command = [sys.executable, "-m", "tinyvit", *words, *where]
+    process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert os.read(reading, 1)
+    assert not (tmp_path / "run" / "mistakes.png").exists(), "a line must come when it is said, not at the end"
+    os.close(reading)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in err and "BrokenPipe" not in err, err
+    if words[0] == "train":
+        rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert len([row for row in rows if "epoch" in row]) == 2 and (tmp_path / "run" / "mistakes.png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes streams in POSIX's way")
+def test_a_process_without_streams(tmp_path):
+    """Protects: a service without stdout and stderr trains as well; pythonw on Windows is such a one."""
+    words = ["train", "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert tinyvit(*words, preexec_fn=lambda: os.closerange(1, 3)).returncode == 0
+    assert (tmp_path / "run" / "mistakes.png").exists()
+
+
+def test_a_warning_is_one_line():
+    """Protects: a user sees what is the matter, and neither a path of our source nor a line of it."""
     done = subprocess.run(
-        f"{sys.executable} -m tinyvit info | head -n 1", shell=True, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.startswith("tinyvit") and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+        [sys.executable, "-c", "import sys, warnings, tinyvit.cli as cli, tinyvit.__main__ as entrance\n"
+         "cli.run_info = lambda _: warnings.warn('the data\\nis old')\nsys.argv[1:] = ['info']\nentrance.main()"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == "tinyvit: the data is old\n"
 
 
 def test_a_terminal_without_unicode():
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tinyvit", "train", "--patch", "3"], capture_output=True, text=True, env=environment
-    )
+    done = tinyvit("train", "--patch", "3", env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 2 and "8?8" in done.stderr and "Traceback" not in done.stderr

@@ -19,6 +19,7 @@ from PIL import Image
 from tinyvit.data import NAMES, DataError, Dataset, Split, fetch, load
 from tinyvit.data.dataset import channel_statistics, normalise, stratified
 from tinyvit.data.idx import header
+from tinyvit.data.image import read_header, read_image
 from tinyvit.data.sources import IDX_NAMES, cifar_source, idx_source
 
 PARTS = ("train", "validation", "test")
@@ -232,6 +233,15 @@ def test_files_of_a_namesake_are_not_taken(sandbox, monkeypatch):
     write(sandbox / "data", toy_idx())
     with pytest.raises(DataError, match="must hold other, but is toy's"):
         load("other", root=sandbox / "data", download=False)
+
+
+def test_what_a_folder_holds_is_told(sandbox):
+    """Protects: `tinyvit info` names the sets that are at hand, and not one of which a file is missing."""
+    write(sandbox / "data" / "toy", packed(toy_idx()))
+    write(sandbox / "data" / "toy-bin", toy_cifar())
+    assert fetch.found_in(sandbox / "data") == ["toy", "toyc"]
+    next((sandbox / "data" / "toy").iterdir()).unlink()
+    assert fetch.found_in(sandbox / "data") == ["toyc"]
 
 
 def test_unknown_name_and_wrong_folders(sandbox, monkeypatch):
@@ -479,11 +489,63 @@ def test_sixteen_bit_grey_keeps_its_upper_byte(sandbox):
     assert set(values) == {10, 11, 12, 13}
 
 
+@pytest.mark.parametrize(
+    ("name", "mode", "levels"),
+    [("x.png", "I;16", 256), ("x.tif", "I;16", 256), ("x.pgm", "I;16", 256), ("x.png", "L", 1)],
+)
+def test_grey_levels_of_8_and_16_bits(sandbox, name, mode, levels):
+    """Protects: each of the ways in which Pillow hands out 16-bit grey keeps its upper byte."""
+    kind = np.uint8 if mode == "L" else np.uint16
+    Image.fromarray((np.arange(12).reshape(3, 4) * 20 * levels).astype(kind)).save(sandbox / name)
+    assert read_header(sandbox / name) == ((4, 3), True)
+    assert read_image(sandbox / name, (4, 3), grey=True).ravel().tolist() == list(range(0, 240, 20))
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_fixed_range_are_refused(sandbox, mode):
+    """Protects: a height map or a float mask is not clipped into black and white without a word."""
+    Image.new(mode, (3, 3), 7).save(sandbox / "x.tif")
+    with pytest.raises(ValueError, match="pixels are (32-bit integers|floating-point numbers).*8 or 16 bits"):
+        read_image(sandbox / "x.tif", (3, 3), grey=True)
+    for name in "ab":
+        paint(sandbox / "maps" / name / "x.tif", 7, mode=mode)
+    with pytest.raises(DataError, match="2 of 2 are not.*x.tif .its pixels are"):
+        load(sandbox / "maps")
+
+
+@pytest.mark.parametrize(
+    ("mode", "clear", "expected"), [("RGBA", (0, 0, 0, 0), 255), ("LA", (0, 0), 255), ("RGBA", (9, 9, 9, 255), 9)]
+)
+def test_what_is_transparent_is_white(sandbox, mode, clear, expected):
+    """Protects: the colour under full transparency, which no viewer shows, is not learned."""
+    Image.new(mode, (3, 2), clear).save(sandbox / "x.png")
+    for grey in (True, False):
+        pixels = read_image(sandbox / "x.png", (3, 2), grey)
+        assert pixels.shape == (2, 3, 1 if grey else 3) and (pixels == expected).all()
+
+
+def test_a_palette_with_a_transparent_colour(sandbox):
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.putdata([0, 1])
+    image.save(sandbox / "x.gif", transparency=0)
+    assert read_image(sandbox / "x.gif", (2, 1), grey=False).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+
+
+def test_the_whole_picture_is_squashed(sandbox):
+    """Protects: what stands at the edge of a wide picture stays in it, in training and prediction."""
+    image = Image.new("L", (40, 10), 0)
+    image.paste(255, (0, 0, 10, 10))
+    image.save(sandbox / "wide.png")
+    pixels = read_image(sandbox / "wide.png", (8, 8), grey=True)[:, :, 0]
+    assert pixels[:, 0].min() == 255 and pixels[:, 3:].max() == 0
+
+
 def test_sizes_must_agree_or_be_given(pets):
     paint(pets / "dog" / "odd.png", 3, size=(9, 9))
     with pytest.raises(DataError) as caught:
         load(pets)
-    for needed in ("cat", "odd.png", "6x5", "9x9", "image_size="):
+    for needed in ("cat", "odd.png", "6x5", "9x9", "image_size=", "--image-size"):
         assert needed in str(caught.value)
     assert load(pets, image_size=7).train.images.shape[1:] == (7, 7, 3)
     with pytest.raises(DataError, match="image_size must be"):

@@ -28,6 +28,11 @@ for trouble in here.glob("pip-fails.txt"):
     sys.exit(trouble.read_text())
 for site in here.glob(".venv/[Ll]ib/**/site-packages"):
     (site / "tinyvit.pth").write_text(str(here))
+if "[test]" in sys.argv[-1]:
+    for folder in here.glob(".venv/[bS][ic][nr]*"):  # bin or Scripts
+        program = folder / ("pytest.exe" if folder.name == "Scripts" else "pytest")
+        program.touch()
+        program.chmod(0o755)
 """
 TINYVIT = "import os, random, sys; print(sys.argv[1:], os.getcwd(), sys.prefix); sys.exit(int(sys.argv[-1]))"
 
@@ -118,6 +123,17 @@ def test_an_extra_is_added_once_and_leaves_the_rest_valid(project, capfd):
     assert project.run.main(["train", "0"]) == 0
     assert project.run.main(["test"]) == 0
     assert project.installed() == [".", ".[test]"]
+
+
+def test_an_extra_that_was_taken_away_is_installed_again(project):
+    """`uv sync` removes pytest and leaves the stamp; then `test` must not end with "No module named pytest"."""
+    assert project.run.main(["test"]) == 0
+    assert project.run.ready() == {"", "test"}
+    for program in Path(project.run.BIN).glob("pytest*"):
+        program.unlink()
+    assert project.run.ready() == {""}
+    assert project.run.main(["test"]) == 0
+    assert project.installed() == [".[test]"] * 2
 
 
 def test_stamp_is_for_one_project_file_python_and_extra(project, monkeypatch):
@@ -296,10 +312,19 @@ def test_child_saves_before_it_ends(project, capfd):
     assert capfd.readouterr() == ("saved\n", "")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to one process")
+def test_ctrl_c_in_the_first_moment_is_quiet(project, capfd):
+    """The package is imported by main(), not before it: what interrupts the import is no traceback."""
+    shutil.copy(RUN.parent / "tinyvit" / "__main__.py", project.folder / "tinyvit")
+    (project.folder / "tinyvit" / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    assert project.run.main(["train"]) == 130
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_usage_and_missing_notebooks(project, capsys):
     assert project.run.main([]) == 2
     assert project.run.main(["--help"]) == 0
     assert "run.py train" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="no folder .*notebooks"):
+    with pytest.raises(SystemExit, match="there are no notebooks in this copy"):
         project.run.main(["notebooks"])
     assert not Path(project.run.VENV).exists()  # none of this needs an installation

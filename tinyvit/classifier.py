@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from tinyvit.data.dataset import DataError, normalise
+from tinyvit.data.image import read_image
 from tinyvit.models import ViT, ViTConfig
 from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.checkpoint import load as load_checkpoint
 from tinyvit.train.loop import CHECKPOINT
+from tinyvit.train.recipes import Recipe
 
 
 @dataclass
@@ -22,7 +24,9 @@ class Classifier:
     """What `load` returns.
 
     model: in eval mode. classes: their names. mean, std: per channel, of training images scaled to [0, 1].
-    data: the name or folder of the data set. recipe: how it was trained. epochs_done: how far.
+    data: the name of the data set. recipe: how it was trained. epochs_done: how far.
+
+    Raises ValueError where these do not fit the model.
     """
 
     model: ViT
@@ -30,8 +34,17 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: str
-    recipe: dict
+    recipe: Recipe
     epochs_done: int
+
+    def __post_init__(self):
+        config = self.model.config
+        if len(self.classes) != config.classes or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"there must be {config.classes} names of classes, got {self.classes}")
+        if not len(self.mean) == len(self.std) == config.channels:
+            raise ValueError(f"mean and std must have {config.channels} values, got {self.mean} and {self.std}")
+        if not (np.isfinite([*self.mean, *self.std]).all() and min(self.std) > 0):
+            raise ValueError(f"mean must be finite and std positive, got {self.mean} and {self.std}")
 
     def normalise(self, images):
         """uint8 images (B, h, w, C) as the model wants them: float32, normalised."""
@@ -42,26 +55,20 @@ class Classifier:
         return self.model.predict(self.normalise(images))
 
     def read(self, path):
-        """An image file as the model wants it: cut to its aspect ratio about the centre, resized, grey or colour.
+        """An image file as the model wants it, prepared as a folder's images are for training (`data/image.py`):
+        upright, grey or colour, squashed to the model's size.
 
         Returns (uint8 array (h, w, C), note): the note is None, or says that the image was inverted. That happens where
         a model trained on light strokes over dark ground gets ink on paper. Raises DataError for what is not an image.
         """
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
         h, w = self.model.config.image_size
         grey = self.model.config.channels == 1
         try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)  # the camera's "this side up"
-                if image.has_transparency_data:
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-                image = ImageOps.fit(image.convert("L" if grey else "RGB"), (w, h), Image.Resampling.BOX)
+            pixels = read_image(path, (w, h), grey)
         except FileNotFoundError:
             raise DataError(f"there is no image at {path}") from None
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}") from None
-        pixels = np.array(image).reshape(h, w, -1)
+        except Exception as error:  # decoders raise anything at all on hostile bytes
+            raise DataError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from None
         border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         if grey and self.mean[0] < 0.5 and np.median(border) > 127:
             return 255 - pixels, "inverted: the model was trained on light strokes over a dark ground"
@@ -80,11 +87,36 @@ def load(path):
     tensors, about = load_checkpoint(file)
     weights = {name.removeprefix("model."): array for name, array in tensors.items() if name.startswith("model.")}
     try:
-        model = ViT(ViTConfig(**about["model"]))
+        recipe = Recipe.from_dict(about["recipe"])
+        if not isinstance(about["recipe"].get("data"), str):
+            raise ValueError("the recipe names no data")
+        config = ViTConfig(**about["model"])
+        _check_shapes(weights, config)
+        model = ViT(config)
         model.load_state_dict(weights)
         return Classifier(
             model.eval(), tuple(about["classes"]), tuple(about["mean"]), tuple(about["std"]), about["data"],
-            about["recipe"], about["epochs_done"],
+            recipe, about["epochs_done"],
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{file}: weights and configuration do not fit: {error} is missing") from None
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: weights and configuration do not fit: {error}") from None
+
+
+def _check_shapes(weights, config):
+    """ValueError unless the weights have the configuration's sizes. `load_state_dict` checks each one, but only after
+    the model was built; a configuration that lies about its width would fill the memory before."""
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    if len(blocks) != config.depth:
+        raise ValueError(f"depth must be {len(blocks)}, the number of blocks stored; got {config.depth}")
+    shapes = {
+        "embedding.weight": (config.patch * config.patch * config.channels, config.width),
+        "positions": (1, config.tokens, config.width),
+        "blocks.0.attention.qkv.weight": (config.width, 3 * config.width),
+        "blocks.0.mlp.fc1.weight": (config.width, config.mlp),
+        "head.weight": (config.width, config.classes),
+    }
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
+            raise ValueError(f"{name} must be {shape}, got {weights[name].shape}")

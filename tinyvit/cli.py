@@ -5,9 +5,9 @@ traceback here would be our mistake.
 """
 
 import argparse
-import contextlib
 import importlib.metadata
 import io
+import itertools
 import os
 import platform
 import sys
@@ -20,6 +20,7 @@ import tinyvit
 from tinyvit import data, kernels, train
 from tinyvit.classifier import load
 from tinyvit.data.dataset import normalise
+from tinyvit.data.fetch import cache_folder, found_in
 from tinyvit.train.checkpoint import write_atomically
 
 
@@ -30,59 +31,66 @@ class Mistake(Exception):
 def main(arguments=None):
     """Run the command line `arguments` (sys.argv by default) and return the exit code: 0 done, 1 failed, 2 misused,
     130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # a Windows console that lacks a character shows "?" instead of failing
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
+    command = f"tinyvit {options.command}"
     try:
         return options.run(options) or 0
     except Mistake as error:
-        print(f"tinyvit {options.command}: {error}", file=sys.stderr)
-        return 2
+        return complain(f"{command}: {error}", 2)
     except (data.DataError, train.CheckpointError, train.TrainingError) as error:
-        print(f"tinyvit {options.command}: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `tinyvit info | head -1`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return complain(f"{command}: {error}", 1)
+    except MemoryError as error:
+        remedy = "a smaller --batch-size or --image-size, or a larger --patch, needs less"
+        return complain(f"{command}: memory is too small{f' ({error})' if str(error) else ''}; {remedy}", 1)
     except OSError as error:
-        print(
-            f"tinyvit {options.command}: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr
-        )
-        return 1
+        return complain(f"{command}: {error.filename or 'input/output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return complain("interrupted", 130)
+
+
+def complain(text, code=None):
+    """Say it on stderr; returns `code`."""
+    print(text, file=sys.stderr)
+    return code
 
 
 # ---------------------------------------------------------------------------------------------- train
 
 
 def run_train(options):
-    known = train.RECIPES.get(options.data) or replace(train.FOLDER_RECIPE, data=options.data)
+    is_folder = options.data not in train.RECIPES
+    name = str(Path(options.data).resolve()) if is_folder else options.data  # `eval` may be called from elsewhere
+    if is_folder and Path(options.out or "runs").resolve().is_relative_to(name):
+        raise Mistake("the run's folder would be one more class inside the data folder; go up one folder or use --out")
+    known = replace(train.FOLDER_RECIPE, data=name) if is_folder else train.RECIPES[name]
     changes = {f.name: getattr(options, f.name, None) for f in fields(train.Recipe) if f.name != "data"}
     try:
-        recipe = replace(known, **{name: value for name, value in changes.items() if value is not None})
-        dataset = _load_data(recipe.data, recipe.image_size)
-        train.loop.configure(recipe, dataset)
+        recipe = replace(known, **{field: value for field, value in changes.items() if value is not None})
     except ValueError as error:
         raise Mistake(error) from None
-    folder = Path(options.out) if options.out else train.new_folder(options.data)
-    run = train.fit(recipe, dataset, folder, threads=options.threads)
-    pictures = draw(run, dataset)
+    dataset = load_data(options.data, recipe.image_size)
+    try:
+        train.loop.configure(recipe, dataset)
+    except ValueError as error:
+        raise Mistake(f"{error}{_other_size(recipe, dataset) if is_folder else ''}") from None
+    run = train.fit(recipe, dataset, options.out or train.new_folder(name), threads=options.threads)
+    try:
+        draw(run, dataset)
+    except (Exception, KeyboardInterrupt) as error:  # of whatever drawing dies, the result is told
+        complain(f"tinyvit train: not all pictures are drawn: {str(error) or type(error).__name__}")
+    pictures = ", ".join(sorted(path.name for path in run.folder.glob("*.png"))) or "none"
     if run.interrupted:
-        print(f"run folder: {run.folder}  ({', '.join(pictures)})")
+        print(f"run folder: {run.folder}  ({pictures})")
         return 130
-    print(f"trained in {run.seconds:.0f} s; the pictures are {', '.join(pictures)}")
+    print(f"trained in {run.seconds:.0f} s; pictures: {pictures}")
     print(f"test accuracy {100 * run.test_accuracy:.2f} %")
     print(f"run folder: {run.folder}")
 
 
 def draw(run, dataset):
-    """Write the run's pictures into its folder; returns their names."""
+    """Write the run's pictures into its folder."""
     from tinyvit import interpret, viz
 
-    names = ["curves.png"]
     viz.save(viz.curves(run.history), run.folder / "curves.png")
     if run.probabilities is not None:
         test, p = dataset.test, run.probabilities
@@ -93,21 +101,28 @@ def draw(run, dataset):
         titles = [_title(dataset.classes, test.labels[i], p[i]) for i in chosen]
         viz.save(viz.attention(images, maps, titles), run.folder / "attention.png")
         viz.save(viz.mistakes(test.images, test.labels, p, dataset.classes), run.folder / "mistakes.png")
-        names += ["attention.png", "mistakes.png"]
-    return names
 
 
 def _title(classes, label, p):
     return f"true {classes[label]} · predicted {classes[p.argmax()]} ({100 * p.max():.0f} %)"
 
 
-def _load_data(name, image_size=0):
-    if name not in data.NAMES and not Path(name).is_dir():
-        try:
-            data.load(name)
-        except data.DataError as error:  # lists the known names
-            raise Mistake(error) from None
-    return data.load(name, image_size=image_size) if image_size else data.load(name)
+def _other_size(recipe, dataset):
+    """The other way out when a patch does not divide a folder's images: other images."""
+    patch = recipe.patch or tinyvit.PRESETS[recipe.preset].patch
+    h, w = dataset.train.images.shape[1:3]
+    if h % patch == 0 and w % patch == 0:
+        return ""
+    return f"; or resize the images, for instance with --image-size {patch * max(1, round(max(h, w) / patch))}"
+
+
+def load_data(name, image_size=0):
+    """The data set of that name, or folder of images, these resized if `image_size` is not 0."""
+    misused = image_size if name in data.NAMES else not Path(name).is_dir()
+    try:
+        return data.load(name, image_size=image_size or None)
+    except data.DataError as error:
+        raise (Mistake(error) if misused else error) from None
 
 
 # ---------------------------------------------------------------------------------------------- eval, predict
@@ -115,17 +130,26 @@ def _load_data(name, image_size=0):
 
 def run_eval(options):
     classifier = load(options.checkpoint)
-    dataset = _load_data(options.data or classifier.recipe["data"], classifier.recipe["image_size"])
+    dataset = _data_for(classifier, options.data)
     split = getattr(dataset, options.split)
     want = (*classifier.model.config.image_size, classifier.model.config.channels)
-    if split.images.shape[1:] != want or dataset.classes != classifier.classes:
-        raise Mistake(
-            f"the model reads images {want} of {len(classifier.classes)} classes; {dataset.name} has "
-            f"{split.images.shape[1:]} of {len(dataset.classes)}"
-        )
+    if split.images.shape[1:] != want:
+        raise data.DataError(f"the model reads images {want}, those of {dataset.name} are {split.images.shape[1:]}")
+    classes = itertools.zip_longest(classifier.classes, dataset.classes, fillvalue="missing")
+    for k, (ours, theirs) in enumerate(classes):
+        if ours != theirs:
+            raise data.DataError(f"class {k} must be the model's, {ours}; in {dataset.name} it is {theirs}")
     accuracy, loss, _ = train.evaluate(classifier.model, split, classifier.mean, classifier.std)
     print(f"{dataset.name}, {len(split):,} {options.split} images: loss {loss:.4f}")
     print(f"{options.split} accuracy {100 * accuracy:.2f} %")
+
+
+def _data_for(classifier, asked):
+    """The data set to test a classifier on: the one asked for, else the one that it was trained on."""
+    name = asked or classifier.recipe.data
+    if not asked and name not in data.NAMES and not Path(name).is_dir():
+        raise data.DataError(f"it was trained on {name}, which is not here; name the data with --data")
+    return load_data(name, 0 if name in data.NAMES else classifier.recipe.image_size)
 
 
 def run_predict(options):
@@ -136,17 +160,18 @@ def run_predict(options):
 
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
+    taken = {_key(path) for path in options.images}  # never drawn over
     failed = 0
     for path in options.images:
         try:
             image, note = classifier.read(path)
         except data.DataError as error:  # the other images still get their answer
-            print(f"tinyvit predict: {error}", file=sys.stderr)
-            failed = 1
+            failed = complain(f"tinyvit predict: {error}", 1)
             continue
         p = classifier.predict(image[None])[0]
         overlay = viz.overlay(image, interpret.class_attention(classifier.model, classifier.normalise(image[None]))[0])
-        picture = folder / f"{Path(path).stem}-attention.png"
+        picture = _free(folder / f"{Path(path).name}-attention.png", taken)
+        taken.add(_key(picture))
         png = io.BytesIO()
         Image.fromarray(overlay).save(png, "PNG")
         write_atomically(picture, png.getvalue())
@@ -155,6 +180,17 @@ def run_predict(options):
             print(f"  {100 * p[k]:6.2f} %  {classifier.classes[k]}")
         print(f"  attention: {picture}")
     return failed
+
+
+def _free(path, taken):
+    """The path, or where that is taken, the path with the first free number."""
+    numbered = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if _key(p) not in taken)
+
+
+def _key(path):
+    """Equal for two paths of one file, also where letter case does not count."""
+    return str(Path(path).resolve()).casefold()
 
 
 # ---------------------------------------------------------------------------------------------- info, data
@@ -177,10 +213,20 @@ def run_info(options):
         "kernels": kernels.backend(),
         "compiled": f"{kernels.CACHE_FOLDER or 'anew in each process: no writable folder'}"
         + ("" if kernels.compiled_before() else " (nothing yet)"),
-        "data": f"TINYVIT_DATA={os.environ.get('TINYVIT_DATA', '')}",
+        "data": f"TINYVIT_DATA={_contents(os.environ.get('TINYVIT_DATA'))}",
+        "": f"downloads: {_contents(cache_folder())}",
     }
     for name, value in rows.items():
         print(f"{name:<10} {value}")
+
+
+def _contents(folder):
+    """A folder and the data sets in it, in words."""
+    if not folder:
+        return "(not set)"
+    if not Path(folder).is_dir():
+        return f"{folder} (no such folder)"
+    return f"{folder} ({', '.join(found_in(folder)) or 'no data sets'})"
 
 
 def _version(package):
@@ -191,7 +237,7 @@ def _version(package):
 
 
 def run_data(options):
-    dataset = _load_data(options.name)
+    dataset = load_data(options.name)
     print(dataset)
     print("classes: " + ", ".join(dataset.classes))
 
@@ -243,7 +289,7 @@ def _parser():
     add("--seed", type=int, help=f"of everything random ({recipe.seed})")
     add("--shards", type=int, help=f"parts of a batch for the threads; changes rounding ({recipe.shards})")
     add("--threads", type=_positive, help="workers; changes no result (as many as cores)")
-    add("--out", metavar="FOLDER", help="the run's folder, new or empty (runs/DATA-1, -2, …)")
+    add("--out", metavar="FOLDER", type=_folder, help="the run's folder, new or empty (runs/DATA-1, -2, …)")
 
     sub = command(
         "eval", run_eval, "test a trained model again",
@@ -260,7 +306,7 @@ def _parser():
     sub.add_argument("checkpoint", metavar="RUN", help="a run's folder or checkpoint")
     sub.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     sub.add_argument("--top", type=_positive, default=5, help="how many classes to name (5)")
-    sub.add_argument("--out", metavar="FOLDER", default=".", help="where IMAGE-attention.png goes (here)")
+    sub.add_argument("--out", metavar="FOLDER", type=_folder, default=".", help="where IMAGE-attention.png goes (here)")
 
     command("info", run_info, "show versions, cores, BLAS, kernels and caches", "  tinyvit info")
 
@@ -273,3 +319,9 @@ def _positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
     return int(text)
+
+
+def _folder(text):
+    if Path(text).exists() and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a folder, but {text} is a file")
+    return text

@@ -3,6 +3,7 @@
 dataset     three piles of labelled images, and the cut that makes them
 idx         MNIST's file format, from bytes that may lie
 cifar       CIFAR's, from archives that may be traps
+image       an image file as pixels, the same for training and prediction
 folder      your own images, a folder a class
 digits      the set that is part of the package
 sources     where the others come from, and their checksums

@@ -3,8 +3,8 @@
 A shifted 7 is a 7; a mirrored cat is a cat. (A mirrored 7 is nothing: which changes keep the label is
 knowledge about the data, so the defaults below differ.) A Vision Transformer needs this more than a
 convolutional network: that shifting an image changes nothing essential is built into a convolution, and a ViT
-must learn it from examples (Dosovitskiy et al. 2021, section 3.1, "Inductive bias"; on how much augmentation
-is worth: Steiner et al. 2022, "How to train your ViT?").
+must learn it from examples (Dosovitskiy et al. 2020, arXiv 2010.11929, section 3.1, "Inductive bias"; on how
+much augmentation is worth: Steiner et al. 2021, "How to train your ViT?", arXiv 2106.10270).
 
 Random rotation, zoom and shift become one matrix an image and one bilinear warp (`kernels/warp.py`). Flips
 and crops move whole pixels, so they are exact. Pixels that come from beyond the border are 0, which before

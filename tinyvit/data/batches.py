@@ -12,14 +12,14 @@ import numpy as np
 from tinyvit.data.dataset import DataError, normalise
 
 
-def batches(split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, shuffle=True, drop_last=False, start=0):
+def batches(split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, shuffle=True, start=0):
     """Iterate over one epoch: yields `(images, labels)`, (B, h, w, C) float32 normalised and (B,) int64.
 
-    `mean`, `std` as in `Dataset`; `augment` an `Augment` or None. The last batch holds what remains, unless
-    `drop_last`. `start` is the first step to yield. For evaluation pass `shuffle=False` and no `augment`.
+    `mean`, `std` as in `Dataset`; `augment` an `Augment` or None. The last batch holds what remains. `start` is the
+    first step to yield. For evaluation pass `shuffle=False` and no `augment`.
 
-    Raises at once, not at the first batch: DataError for an empty split (or one smaller than the batch, with
-    `drop_last`), ValueError for batch_size < 1 and for a negative seed, epoch or start.
+    Raises at once, not at the first batch: DataError for an empty split, ValueError for batch_size < 1 and for a
+    negative seed, epoch or start.
     """
     numbers = dict(batch_size=batch_size, seed=seed, epoch=epoch, start=start)
     for name, value in numbers.items():
@@ -28,17 +28,12 @@ def batches(split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, shuf
             raise ValueError(f"batches: {name} must be a whole number from {least} up, got {value!r}")
     if not len(split):
         raise DataError("batches needs a split with at least one image, got an empty one")
-    if drop_last and len(split) < batch_size:
-        raise DataError(
-            f"drop_last needs at least one full batch of {batch_size} images, got {len(split)}; "
-            "use a smaller batch_size"
-        )
-    return _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, drop_last, start)
+    return _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, start)
 
 
-def steps_per_epoch(count, batch_size, drop_last=False):
-    """How many batches `count` images make."""
-    return count // batch_size if drop_last else -(-count // batch_size)
+def steps_per_epoch(count, batch_size):
+    """How many batches `count` images make; the last one may be smaller."""
+    return -(-count // batch_size)
 
 
 def order(count, seed, epoch):
@@ -55,9 +50,9 @@ def _bits(seed, epoch, stream):
     return np.random.PCG64(np.random.SeedSequence([seed, epoch, stream]))
 
 
-def _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, drop_last, start):
+def _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, start):
     indices = order(len(split), seed, epoch) if shuffle else np.arange(len(split))
-    for step in range(start, steps_per_epoch(len(split), batch_size, drop_last)):
+    for step in range(start, steps_per_epoch(len(split), batch_size)):
         chosen = indices[step * batch_size : (step + 1) * batch_size]
         images = split.images[chosen]
         if augment is not None:

@@ -17,6 +17,7 @@ import tarfile
 import numpy as np
 
 from tinyvit.data.dataset import FRESH, DataError, reading
+from tinyvit.data.idx import read_exactly
 
 PIXELS = 3 * 32 * 32
 SPARE = 1 << 20  # bytes that an archive may hold beside the members we want: a readme, names
@@ -67,7 +68,7 @@ def _read_file(path, size):
         actual = os.fstat(stream.fileno()).st_size
         if actual != size:
             raise DataError(f"{path} must be exactly {size:,} bytes long, got {actual:,}; {FRESH}")
-        return _fill(stream, size, path)
+        return read_exactly(stream, size, path)
 
 
 def _read_tar(path, sizes):
@@ -85,25 +86,13 @@ def _read_tar(path, sizes):
                     )
                 if member.size != sizes[name]:
                     raise DataError(f"{path}: {name} must have {sizes[name]:,} bytes, got {member.size:,}; {FRESH}")
-                contents[name] = _fill(archive.extractfile(member), member.size, path)
+                contents[name] = read_exactly(archive.extractfile(member), member.size, path)
         while stream.read(SPARE):  # to the end, where gzip's checksum is
             pass
     missing = [name for name in sizes if name not in contents]
     if missing:
         raise DataError(f"{path}: must contain {', '.join(sizes)}; missing: {', '.join(missing)}; {FRESH}")
     return contents
-
-
-def _fill(stream, size, path):
-    data = np.empty(size, np.uint8)
-    view, got = memoryview(data), 0
-    while got < size:
-        chunk = stream.read(min(size - got, 1 << 20))
-        if not chunk:
-            raise DataError(f"{path} is cut off after {got:,} of {size:,} bytes; {FRESH}")
-        view[got : got + len(chunk)] = chunk
-        got += len(chunk)
-    return data
 
 
 class _Capped:

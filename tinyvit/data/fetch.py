@@ -43,7 +43,7 @@ def load(name, *, root=None, download=True, image_size=None):
     """
     if name == "digits" or name in SOURCES:
         if image_size is not None:
-            raise DataError(f"image_size is for folders of images; those of {name} have one size already")
+            raise DataError(f"image_size (--image-size) is for folders of images; those of {name} have a size already")
         return load_digits() if name == "digits" else _load_source(name, SOURCES[name], root, download)
     if Path(name).is_dir():
         return load_folder(name, image_size)
@@ -59,6 +59,12 @@ def cache_folder():
     import pooch
 
     return Path(pooch.os_cache("tinyvit"))
+
+
+def found_in(folder):
+    """The names of the public data sets whose files are in a folder (a cache, TINYVIT_DATA). Reads none of them."""
+    place = [Path(folder)]
+    return [name for name, source in SOURCES.items() if all(_find(file, source, place) for file in source.files)]
 
 
 def _load_source(name, source, root, download):

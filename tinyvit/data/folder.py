@@ -7,26 +7,23 @@ Everything is decoded once and kept as uint8 in memory: simple, and right for so
 For millions of photos one decodes in background processes, from disk, epoch after epoch.
 """
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from tinyvit.data.dataset import DataError, Dataset, Split, reading, stratified
+from tinyvit.data.image import read_header, read_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-GREY = ("1", "L", "I", "F")  # how Pillow's names for one channel of light begin: L, LA, I;16 …
-ORIENTATION = 0x0112  # EXIF: how the camera was held; 5 to 8 is sideways
 PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
 def load_folder(path, image_size=None):
     """A Dataset from a folder of images; classes are the sub-folders' names, sorted.
 
-    Images are (h, w, 1) if every file is greyscale, else (h, w, 3). `image_size` resizes all to that height
-    and width (bilinear, not keeping the aspect ratio); without it all must agree. The cut into parts is fixed
-    and stratified; of a folder with train/ only what is missing is cut from it, a tenth each. Of an animation
-    the first frame counts; transparency is dropped; a photo taken sideways is turned.
+    Images are (h, w, 1) if every file is greyscale, else (h, w, 3). `image_size` squashes all to that height
+    and width; without it all must agree. How a file becomes pixels: `data/image.py`. The cut into parts is fixed
+    and stratified; of a folder with train/ only what is missing is cut from it, a tenth each.
 
     Raises DataError, naming files, for: no images, fewer than two classes, an empty class, a class of test/
     that train/ lacks, unreadable images (all of them, in one error), images above Pillow's decompression-bomb
@@ -98,16 +95,13 @@ def _files(path, classes):
 
 def _decode(files, image_size):
     """All images as one array (M, h, w, C). All headers are read first: a wrong set costs no decoding."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        headers = _each(files, lambda file: _header(file, Image))
-        channels = "L" if all(mode.startswith(GREY) and mode != "LAB" for _, mode in headers) else "RGB"
-        size = (image_size, image_size) if image_size else _common_size(files, [size for size, _ in headers])
-        images = _each(files, lambda file: _pixels(file, size, channels, Image))
-    stacked = np.stack(images)
-    return stacked[..., None] if channels == "L" else stacked
+    headers = _each(files, read_header)
+    grey = all(is_grey for _, is_grey in headers)
+    w, h = (image_size, image_size) if image_size else _common_size(files, [size for size, _ in headers])
+    images = np.empty((len(files), h, w, 1 if grey else 3), np.uint8)  # where memory is too small, it shows here
+    place = dict(zip(files, images, strict=True))
+    _each(files, lambda file: np.copyto(place[file], read_image(file, (w, h), grey)))
+    return images
 
 
 def _each(files, function):
@@ -127,31 +121,13 @@ def _each(files, function):
     return results
 
 
-def _header(file, Image):
-    with Image.open(file) as image:
-        sideways = image.getexif().get(ORIENTATION, 1) >= 5
-        return image.size[::-1] if sideways else image.size, image.mode
-
-
-def _pixels(file, size, mode, Image):
-    from PIL import ImageOps
-
-    with Image.open(file) as image:
-        if image.mode.startswith("I;16"):  # 16-bit grey: keep the upper 8 bits
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = ImageOps.exif_transpose(image).convert(mode)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(image)
-
-
 def _common_size(files, sizes):
     for file, size in zip(files, sizes, strict=True):
         if size != sizes[0]:
             (w0, h0), (w1, h1) = sizes[0], size
             raise DataError(
                 f"all images must have one size, but {files[0]} is {w0}x{h0} and {file} is {w1}x{h1}; "
-                "resize them on loading with image_size=…, for instance image_size=32"
+                "resize them on loading, for instance with image_size=32 (--image-size 32 on the command line)"
             )
     return sizes[0]
 

@@ -31,9 +31,7 @@ def read_idx(path, shape):
     """
     with reading(path, "an IDX file, raw or gzipped"), _open(path) as stream:
         _check_header(stream.read(len(header(shape))), shape, path)
-        data = np.empty(math.prod(shape), np.uint8)
-        read_exactly(stream, data, path)
-    return data.reshape(shape)
+        return read_exactly(stream, math.prod(shape), path).reshape(shape)
 
 
 def read_labels(path, count, classes):
@@ -47,18 +45,18 @@ def read_labels(path, count, classes):
     return labels
 
 
-def read_exactly(stream, data, path):
-    """Fill the uint8 array `data` from a binary stream, which must then be at its end; DataError if not."""
+def read_exactly(stream, size, path):
+    """The next `size` bytes of a binary stream as a uint8 array; DataError if that is not where the stream ends."""
+    data = np.empty(size, np.uint8)
     view, got = memoryview(data), 0
-    while got < len(data):
+    while got < size:
         count = stream.readinto(view[got : got + CHUNK])
         if not count:
-            raise DataError(
-                f"{path} is cut off: {len(data):,} bytes of data must follow its header, got {got:,}; {FRESH}"
-            )
+            raise DataError(f"{path} is cut off: it must go on for {size:,} bytes, got {got:,}; {FRESH}")
         got += count
     if stream.read(1):  # at the end, this is also where gzip compares its checksum
-        raise DataError(f"{path} is too long: {len(data):,} bytes of data must follow its header, got more; {FRESH}")
+        raise DataError(f"{path} is too long: it must end after {size:,} bytes of data, got more; {FRESH}")
+    return data
 
 
 def _open(path):

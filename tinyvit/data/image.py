@@ -1,0 +1,70 @@
+"""An image file as the model sees it: upright, 8 bits, grey or colour, of one size.
+
+Training and prediction must prepare an image in the same way. A model that learned from squashed photos and is
+asked about cropped ones sees shapes that it never saw, and no error says so. Hence this one function for both.
+
+It decides once: the whole picture is squashed to the size asked for, as the paper's code does when it tests, so
+that nothing at the edge is lost. (ImageNet's usual test cuts out the centre and keeps the proportions.) What is
+transparent shows white paper.
+"""
+
+import contextlib
+import warnings
+
+import numpy as np
+
+GREY = ("1", "L", "I", "F")  # how Pillow's names for one channel of light begin: L, LA, I;16 …
+ORIENTATION = 0x0112  # EXIF: how the camera was held
+SIDEWAYS = (5, 6, 7, 8)
+
+
+def read_header(path):
+    """((width, height) as seen upright, whether the image is grey), without decoding a pixel."""
+    with _opened(path) as image:
+        sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
+        size = image.size[::-1] if sideways else image.size
+        return size, image.mode.startswith(GREY) and image.mode != "LAB"
+
+
+def read_image(path, size, grey):
+    """The image as a uint8 array (h, w, C): `size` is (w, h), C is 1 if `grey`, else 3.
+
+    It is turned as the camera's note says, laid over white, resized with a triangle filter that averages over all
+    pixels it merges (bilinear, antialiased). Of 16-bit grey the upper 8 bits are kept; of an animation the first frame.
+
+    Raises ValueError for pixels that have no fixed range (32-bit integers, floats), and on hostile bytes whatever
+    Pillow raises, which can be anything; above its decompression-bomb limit that is an error, not a warning.
+    """
+    from PIL import Image, ImageOps
+
+    with _opened(path) as file:
+        image = _eight_bits(ImageOps.exif_transpose(file), file.format)
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("L" if grey else "RGB")
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return np.array(image).reshape(size[1], size[0], -1)
+
+
+def _eight_bits(image, file_format):
+    """16-bit grey as 8-bit grey; other images as they are."""
+    from PIL import Image
+
+    wide_pgm = image.mode == "I" and file_format == "PPM"  # 0..65535 in 32 bits
+    if image.mode.startswith("I;16") or wide_pgm:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        kind = "32-bit integers" if image.mode.startswith("I") else "floating-point numbers"
+        raise ValueError(f"its pixels are {kind}, which have no fixed white; save it with 8 or 16 bits a pixel")
+    return image
+
+
+@contextlib.contextmanager
+def _opened(path):
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            yield image
