@@ -175,9 +175,7 @@ def test_a_diverging_run_stops_and_says_where(lr, digits, tmp_path):
     with pytest.raises(train.TrainingError) as caught:
         train.fit(recipe, digits, tmp_path / "run", say=quiet, bar=False)
     message = str(caught.value)
-    assert re.search(
-        r"loss \S+, learning rate \d\S+, gradient norm \S+ at step \d+ \(epoch 1\)\. Where", message
-    )
+    assert re.search(r"loss \S+, learning rate \d\S+, gradient norm \S+ at step \d+ \(epoch 1\)\. Where", message)
     assert re.search("first op with a non-finite|is the first non-finite|itself is not finite", message), message
     assert load(tmp_path / "run").epochs_done == 0, "the checkpoint before it is kept, and whole"
 
