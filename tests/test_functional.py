@@ -113,6 +113,11 @@ def test_gradcheck(name, backend):
     gradcheck(fused, *inputs())
 
 
+def test_every_fused_op_is_checked():
+    fused = {name.lstrip("_") for name, op in vars(functional).items() if hasattr(op, "__wrapped__")}
+    assert fused == {name.split(",")[0] for name in [*CASES, "gelu"]}
+
+
 def test_gelu_is_x_times_the_normal_distribution(backend):
     from math import erf, sqrt
 

@@ -38,6 +38,11 @@ def test_gradcheck(name, backend):
     gradcheck(randomised(make()), inputs())
 
 
+def test_every_layer_is_checked():
+    layers = {name for name, kind in vars(nn).items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
+    assert layers - {"Module"} == {name.split(",")[0] for name in MODULES}
+
+
 def test_dropout_draws_from_the_blocks_generator():
     layer, x = nn.Dropout(0.5), Tensor(np.ones((50, 50)))
     with nn.random_state((1, 2)):

@@ -119,6 +119,14 @@ def test_shape_ops(name):
     gradcheck(op, x)
 
 
+def test_every_primitive_is_checked():
+    primitives = {
+        name.lstrip("_") for name, op in vars(ops).items() if hasattr(op, "__wrapped__") and not name == "_astype"
+    }
+    elsewhere = {"sum", "max", "matmul", "getitem", "reshape", "transpose"}  # above and below, under other names
+    assert primitives <= set(ELEMENTWISE) | set(SHAPES) | elsewhere
+
+
 def test_repeated_indices_accumulate():
     x = Tensor(np.zeros(3), requires_grad=True)
     x[[0, 0, 0, 2]].sum().backward()
