@@ -69,6 +69,25 @@ def test_threads_change_not_one_bit(digits, tmp_path, backend):
         assert first[1] == other[1]
 
 
+@pytest.mark.parametrize(("with_threads", "without", "kept"), [(1.0, 2.0, 2), (2.0, 1.0, 1)])
+def test_the_faster_way_is_kept(with_threads, without, kept, monkeypatch):
+    """The first steps run with threads and without in turn, by a clock that is set here; the results are the same."""
+    ticks = [0.0]
+    for seconds in (with_threads, without) * train.shards.TRIALS:
+        ticks += [ticks[-1] + seconds, ticks[-1] + seconds]
+    monkeypatch.setattr(train.shards, "available_cores", lambda: 2)
+    monkeypatch.setattr(train.shards.time, "perf_counter", iter(ticks).__next__)
+    model, (x, y) = vit("digits", depth=1), batch(8)
+    flat = optim.FlatParameters(model)
+    with train.Shards(model, flat, 2) as shards:
+        seen = []
+        for _ in range(2 * train.shards.TRIALS + 1):
+            shards.gradient(x, y)
+            seen.append(flat.gradients.copy())
+        assert shards.threads == kept and shards.timings is None
+    assert all(np.array_equal(gradient, seen[0]) for gradient in seen)
+
+
 def test_backends_and_shards_give_the_same_losses(digits, tmp_path):
     recipe = replace(SMALL, dropout=0.0)
     with kernels.use("numpy"):

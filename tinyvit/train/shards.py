@@ -12,6 +12,7 @@ each other in loops.
 """
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,6 +37,9 @@ def one_blas_thread():
     return threadpool_limits(1, user_api="blas")
 
 
+TRIALS = 8  # steps with threads, and as many without, before it is settled which is faster
+
+
 class Shards:
     """Training steps of `model` on several threads. Use as a context manager, or call `close`.
 
@@ -43,7 +47,9 @@ class Shards:
         model: maps images (B, h, w, C) to logits (B, K).
         flat: its FlatParameters.
         shards: parts of each batch; decides the sums, and so the result.
-        threads: workers, as many as there are shards and cores by default; decides the speed only.
+        threads: workers; decides the speed only. By default as many as there are shards and cores, unless the first
+            steps show that one thread is faster: in a small model the threads wait for Python's lock (the GIL) more
+            than they compute.
 
     The replicas keep the mode (train or eval) that the model is in now.
     """
@@ -56,6 +62,7 @@ class Shards:
         self.replicas = [model.replica() for _ in range(shards)]
         self.gradients = [flat.attach(replica) for replica in self.replicas]
         self.pool = ThreadPoolExecutor(self.threads, "tinyvit") if self.threads > 1 else None
+        self.timings = {"pool": [], "alone": []} if threads is None and self.pool else None  # until that is known
 
     def __enter__(self):
         return self
@@ -70,6 +77,21 @@ class Shards:
     def map(self, function, *sequences):
         """list(map(function, …)) on the workers."""
         return list((self.pool.map if self.pool else map)(function, *sequences))
+
+    def _timed(self, function, parts):
+        """`map` for the first steps: with and without threads in turn, then the faster way for good. As threads change
+        nothing about the result, this changes nothing either."""
+        way = min(self.timings, key=lambda way: len(self.timings[way]))
+        start = time.perf_counter()
+        results = self.map(function, parts) if way == "pool" else list(map(function, parts))
+        self.timings[way].append(time.perf_counter() - start)
+        if all(len(seconds) == TRIALS for seconds in self.timings.values()):
+            best = {way: min(seconds[1:]) for way, seconds in self.timings.items()}  # the first one compiles
+            if best["alone"] < best["pool"]:
+                self.close()
+                self.pool, self.threads = None, 1
+            self.timings = None
+        return results
 
     def gradient(self, images, labels, smoothing=0.0, seed=(0,)):
         """Put the gradient of the batch's mean loss into `flat.gradients`.
@@ -99,7 +121,7 @@ class Shards:
                 loss.backward(weight)
             return loss.item() * weight, int((logits.data.argmax(1) == y).sum())
 
-        results = self.map(run, parts)
+        results = self._timed(run, parts) if self.timings else self.map(run, parts)
         self.flat.gradients[...] = self.gradients[parts[0][0]]
         for i, *_ in parts[1:]:
             kernels.add_into(self.flat.gradients, self.gradients[i])
