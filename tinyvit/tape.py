@@ -69,14 +69,16 @@ class Tape:
         return sum(row.flops for row in self.rows)
 
     def __str__(self):
-        lines = [f"{'#':>4}  {'op':<16} {'inputs':<14} {'shape':<20} {'remembered':>12} {'FLOPs':>14}"]
-        for row in self.rows:
-            name = f"{row.op} {row.name}" if row.name else row.op
+        names = [f"{row.op} {row.name}" if row.name else row.op for row in self.rows]
+        wide = max(map(len, names))
+        lines = [f"{'#':>4}  {'op':<{wide}}  {'inputs':<12} {'shape':<18} {'remembered':>12} {'FLOPs':>14}"]
+        for row, name in zip(self.rows, names, strict=True):
             inputs = " ".join("const" if i < 0 else str(i) for i in row.inputs)
-            lines.append(
-                f"{row.number:>4}  {name:<16} {inputs:<14} {str(row.shape):<20} {row.remembered:>12,} {row.flops:>14,}"
-            )
-        lines.append(f"{'':>4}  {len(self.rows)} rows{'':<45} {self.remembered:>12,} {self.flops:>14,}")
+            shape = str(row.shape)
+            numbers = f"{row.remembered:>12,} {row.flops:>14,}"
+            lines.append(f"{row.number:>4}  {name:<{wide}}  {inputs:<12} {shape:<18} {numbers}")
+        total = f"{len(self.rows)} rows"
+        lines.append(f"{'':>4}  {total:<{wide}}  {'':<12} {'':<18} {self.remembered:>12,} {self.flops:>14,}")
         return "\n".join(lines)
 
     __repr__ = __str__
