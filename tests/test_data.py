@@ -584,6 +584,14 @@ def test_a_folder_that_cannot_be_a_data_set(pets, change, message):
         load(pets)
 
 
+def test_two_folders_for_one_part(pets):
+    root = pets.with_name("cut")
+    for part in ("train", "val", "validation"):
+        shutil.copytree(pets, root / part)
+    with pytest.raises(DataError, match="val/ or in validation/, got both"):
+        load(root)
+
+
 def test_a_class_that_training_lacks(pets):
     root = pets.with_name("cut")
     root.mkdir()

@@ -41,9 +41,20 @@ def test_catches_a_tenth_of_a_percent(factor, seed):
         gradcheck(wrong_by(factor), leaf(5, 7), seed=seed)
 
 
-def test_names_the_worst_entry():
-    with pytest.raises(AssertionError, match=r"Worst entry \[2, 1\].*ratio 1\.5"):
-        gradcheck(wrong_by(1.5, entry=(2, 1)), leaf(4, 3))
+@pytest.mark.parametrize(("shape", "entry"), [((4, 3), (2, 1)), ((1000,), (777,))])
+def test_names_the_entry_that_is_wrong(shape, entry):
+    with pytest.raises(AssertionError) as caught:
+        gradcheck(wrong_by(1.5, entry=entry), leaf(*shape))
+    assert f"For instance at {list(entry)}" in str(caught.value) and "ratio 1.5" in str(caught.value)
+
+
+def test_refuses_to_judge_what_rounding_hides():
+    @differentiable
+    def offset(x):
+        return x * x + 1e8, lambda g: g * 2.02 * x
+
+    with pytest.raises(ValueError, match="rounding hides the gradient of argument 0"):
+        gradcheck(offset, leaf(20))
 
 
 def test_names_the_parameter_of_a_module():

@@ -174,6 +174,23 @@ def test_relu_has_derivative_0_at_0():
     assert x.grad.tolist() == [0, 0, 1]
 
 
+def test_relu_keeps_a_nan():
+    assert np.isnan(ops.relu(Tensor([np.nan, 1.0])).data).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_constants_follow_the_tensor_in_every_product(dtype):
+    x, v, ones = Tensor(np.ones((3, 3), dtype)), Tensor(np.ones(3, dtype)), np.ones(3)
+    for y in (x @ ones, ones @ x, v @ ones, x @ [1, 2, 3], x @ np.eye(3), ops.stack([v, np.zeros(3)])):
+        assert y.dtype == dtype
+
+
+def test_an_axis_out_of_range_names_the_op():
+    for join in (ops.concatenate, ops.stack):
+        with pytest.raises(ValueError, match="axis 5"):
+            join([leaf((3,)), leaf((3,))], 5)
+
+
 def test_power_of_0_and_of_numpys_numbers():
     x = Tensor([0.0, 2.0], requires_grad=True)
     (x**0).sum().backward()

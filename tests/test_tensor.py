@@ -199,6 +199,7 @@ def test_copies_and_pickles_leave_the_graph_behind():
     for twin in (copy.deepcopy(x), copy.copy(x), pickle.loads(pickle.dumps(x))):
         (twin * 3).sum().backward()
         np.testing.assert_array_equal(twin.grad, np.full(3, 3.0))
+        assert not np.shares_memory(twin.data, x.data)
     assert x.grad is None and y.requires_grad
 
 

@@ -17,9 +17,9 @@ def main():
     try:
         with _patient_output(), warnings.catch_warnings():
             warnings.showwarning = _one_line
-            from tinyvit.cli import main
+            from tinyvit import cli
 
-            return main()
+            return cli.main()
     except KeyboardInterrupt:
         return 130
 

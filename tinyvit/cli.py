@@ -272,7 +272,6 @@ def _parser():
         "data", nargs="?", default="digits", help=f"{', '.join(data.NAMES)}, or a folder of images (digits)"
     )
     add = sub.add_argument
-    recipe = train.RECIPES["digits"]
     add("--preset", choices=tinyvit.PRESETS, metavar="NAME", help="model: " + ", ".join(tinyvit.PRESETS))
     add("--patch", type=int, help="patch size in pixels")
     add("--image-size", type=int, help="resize a folder's images to this side")
@@ -286,9 +285,13 @@ def _parser():
     add("--dropout", type=float, help="dropout probability")
     add("--optimizer", choices=("adamw", "sgd"), help="adamw or sgd with momentum")
     add("--augment", choices=data.AUGMENTS, metavar="KIND", help="random changes: " + ", ".join(data.AUGMENTS))
-    add("--seed", type=int, help=f"of everything random ({recipe.seed})")
-    add("--shards", type=int, help=f"parts of a batch for the threads; changes rounding ({recipe.shards})")
-    add("--threads", type=_positive, help="workers; changes no result (as many as cores)")
+    add("--seed", type=int, help="of everything random (0)")
+    add("--shards", type=int, help="parts of a batch for the threads; changes rounding")
+    add(
+        "--threads",
+        type=_positive,
+        help="workers, at most one a shard; changes no result (all cores, or one if that is faster)",
+    )
     add("--out", metavar="FOLDER", type=_folder, help="the run's folder, new or empty (runs/DATA-1, -2, …)")
 
     sub = command(

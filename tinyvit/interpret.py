@@ -1,4 +1,4 @@
-"""What a trained Vision Transformer looks at, as arrays; `viz.py` draws them.
+"""What a trained Vision Transformer looks at, as arrays; `viz/` draws them.
 
 Attention says, layer by layer, how much of each token a token reads. But what is read in layer 5 is no patch
 any more: it holds what it has read itself in layers 1 to 4. *Rollout* follows the reading back to the

@@ -109,9 +109,14 @@ def maximum(a, b):
     return np.maximum(a, b), pullback
 
 
+def _array(x):
+    """The values of a Tensor or of anything that NumPy reads."""
+    return x._array if isinstance(x, Tensor) else np.asarray(x)
+
+
 def relu(x):
     """max(x, 0), with derivative 0 at and below 0."""
-    return where(x, 0, condition=(x.data if isinstance(x, Tensor) else np.asarray(x)) > 0)
+    return where(x, 0, condition=~(_array(x) <= 0))  # not "> 0": a NaN must stay one
 
 
 @differentiable
@@ -143,7 +148,7 @@ def sum(x, *, axis=None, keepdims=False):
 def mean(x, *, axis=None, keepdims=False):
     """Average over `axis`: one, a tuple, or all."""
     total = sum(x, axis=axis, keepdims=keepdims)
-    shape = np.shape(x.data if isinstance(x, Tensor) else x)
+    shape = _array(x).shape
     count = int(np.prod([shape[a] for a in _axes(axis, len(shape))]))
     if count == 0:
         raise ValueError(f"mean over no entries: shape {shape}, axis {axis}")
@@ -213,8 +218,9 @@ def getitem(x, *, index):
 
 @differentiable
 def _concatenate(*xs, axis):
+    joined = np.concatenate(xs, axis)
     cuts = np.cumsum([x.shape[axis] for x in xs])[:-1]
-    return np.concatenate(xs, axis), lambda g: tuple(np.split(g, cuts, axis))
+    return joined, lambda g: tuple(np.split(g, cuts, axis))
 
 
 def concatenate(xs, axis=0):
@@ -231,9 +237,9 @@ def stack(xs, axis=0):
 
 def _with_axis(x, axis):
     """x with a new axis of size 1, the `axis`-th of the result."""
-    shape = list(np.shape(x._array if isinstance(x, Tensor) else x))
-    shape.insert(axis if axis >= 0 else len(shape) + 1 + axis, 1)
-    return reshape(x, shape=tuple(shape))
+    if isinstance(x, Tensor):
+        return reshape(x, shape=np.expand_dims(x._array, axis).shape)
+    return np.expand_dims(x, axis)  # a constant stays one, so that it takes the tensors' dtype
 
 
 @differentiable
@@ -260,15 +266,17 @@ def _matmul(a, b):
 def matmul(a, b):
     """(…, M, K) @ (…, K, N) -> (…, M, N); leading axes broadcast. A 1-D `a` stands for a row, a 1-D `b` for a
     column, and the result lacks that axis."""
-    shapes = [x.shape if isinstance(x, Tensor) else np.shape(x) for x in (a, b)]
+    shapes = [_array(x).shape for x in (a, b)]
     if () in shapes:
         raise ValueError(f"matmul: shapes {shapes[0]} and {shapes[1]}: a number has no inner size; use *")
     if len(shapes[0]) == len(shapes[1]) == 1 and shapes[0] != shapes[1]:
         raise ValueError(f"matmul: shapes {shapes[0]} and {shapes[1]}: two vectors must have one length")
+    if len(shapes[0]) == len(shapes[1]) == 1:
+        return sum(multiply(a, b))
     if len(shapes[0]) == 1:
-        return matmul(reshape(a, shape=(1, -1)), b)[..., 0, :] if len(shapes[1]) > 1 else sum(multiply(a, b))
+        return _matmul(_with_axis(a, 0), b)[..., 0, :]
     if len(shapes[1]) == 1:
-        return _matmul(a, reshape(b, shape=(-1, 1)))[..., 0]
+        return _matmul(a, _with_axis(b, 1))[..., 0]
     return _matmul(a, b)
 
 

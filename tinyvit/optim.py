@@ -129,7 +129,8 @@ class Optimizer:
             if name not in arrays or arrays[name].shape != own[name].shape or arrays[name].dtype.kind not in "fiu"
         ]
         if problems or arrays["steps"] < 0:
-            raise ValueError("this optimiser state does not fit: see " + (", ".join(problems) or "steps, below 0"))
+            named = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise ValueError("this optimiser state does not fit: see " + (named or "steps, below 0"))
         self.steps = int(arrays["steps"])
         for kind in self.state_names:
             for name, part in self.flat.slices.items():

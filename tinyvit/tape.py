@@ -1,9 +1,9 @@
 """Looking at the graph: the tape as a table, one row an op, with shapes, bytes remembered and FLOPs.
 
-`print(loss.trace())` before `loss.backward()` shows what the engine has recorded. "Remembered" are the arrays
-that the op's pullback captured, counted once where two ops share one: this, not the parameters, is most of the
-memory of training, and it is what `backward` frees step by step. FLOPs are the forward pass's, a multiply-add
-counted as two; a backward pass through a matrix product costs twice its forward.
+`print(loss.trace())` before `loss.backward()` shows what the engine has recorded. "Remembered" are the arrays that the
+op's pullback captured, parameters among them, counted once where two ops share one. With many images this is most of
+the memory of training, and (but for the parameters) it is what `backward` frees step by step. FLOPs are the forward
+pass's, a multiply-add counted as two; a backward pass through a matrix product costs twice its forward.
 
 Frameworks hide this table behind a profiler. `viz.draw_tape` draws the same graph.
 """

@@ -16,6 +16,7 @@ Tensor is the value that carries it. PyTorch's autograd is the same machine in C
 """
 
 import contextlib
+import copy
 import functools
 import heapq
 import itertools
@@ -247,11 +248,9 @@ class Tensor:
         """A Tensor around `array` itself, uncopied: how ops hand out results."""
         tensor = Tensor.__new__(Tensor)
         tensor._array = array
-        tensor.grad = None
+        tensor.grad = tensor.name = tensor._leaf = None
         tensor.requires_grad = node is not None
-        tensor.name = None
         tensor._node = node
-        tensor._leaf = None
         return tensor
 
     # What it holds
@@ -309,9 +308,9 @@ class Tensor:
         return Tensor(self._array)
 
     def __getstate__(self):
-        """For `copy` and `pickle`: the values and the gradient. The graph stays behind."""
+        """For `copy` and `pickle`: a copy of the values and the gradient. The graph stays behind."""
         slots = (slot for kind in type(self).__mro__ for slot in getattr(kind, "__slots__", ()))
-        state = {slot: getattr(self, slot) for slot in slots if slot != "__weakref__"}
+        state = {slot: copy.copy(getattr(self, slot)) for slot in slots if slot != "__weakref__"}
         return None, state | {"_node": None, "_leaf": None}
 
     def __eq__(self, other):

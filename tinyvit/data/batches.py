@@ -1,10 +1,9 @@
 """Batches: the training set in a new order each epoch, a handful of images at a time.
 
-Order and augmentation depend on (seed, epoch, step) and on nothing else, in particular not on how many random
-numbers anyone drew before. So step 7 of epoch 3 is the same batch whether the run came to it from the start
-or from a checkpoint, and `start=7` resumes there without replaying the steps before. A single random stream,
-advanced from batch to batch, would have to be saved and restored to the exact draw; large-scale trainers go
-the same stateless way.
+Order and augmentation depend on (seed, epoch, step) and on nothing else, in particular not on how many random numbers
+anyone drew before. So step 7 of epoch 3 is the same batch whether or not the steps before it were taken in this
+process: `start=7` begins there. A single random stream, advanced from batch to batch, would have to be saved and
+restored to the exact draw; large-scale trainers go the same stateless way.
 """
 
 import numpy as np

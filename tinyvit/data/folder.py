@@ -61,7 +61,10 @@ def _sorted(path):
 
 def _part_folders(path):
     """{part: folder} where the folder is already cut, else {}. A class called "train" holds images itself."""
-    found = {PARTS[p.name]: p for p in _subfolders(path) if p.name in PARTS and _subfolders(p) and not _images(p)}
+    folders = [p for p in _subfolders(path) if p.name in PARTS and _subfolders(p) and not _images(p)]
+    found = {PARTS[p.name]: p for p in folders}
+    if len(found) < len(folders):
+        raise DataError(f"{path}: the validation images must lie in val/ or in validation/, got both")
     return found if "train" in found else {}
 
 

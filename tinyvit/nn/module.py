@@ -22,8 +22,7 @@ _generator = ContextVar("generator", default=None)
 def random_state(seed):
     """Within this block, in this thread, what is random at each call (dropout) draws from a generator seeded so.
 
-    The training loop seeds each shard of each step by (seed, step, shard): the same masks for any number of threads,
-    and in a resumed run.
+    The training loop seeds each shard of each step by (seed, step, shard): the same masks for any number of threads.
     """
     token = _generator.set(np.random.default_rng(seed))
     try:

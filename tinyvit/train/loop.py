@@ -31,7 +31,7 @@ from tinyvit.data.batches import steps_per_epoch
 from tinyvit.data.dataset import normalise
 from tinyvit.models import PRESETS, ViT
 from tinyvit.train import checkpoint
-from tinyvit.train.shards import Shards, cut, one_blas_thread
+from tinyvit.train.shards import Shards, cut
 
 CHECKPOINT = "checkpoint.safetensors"
 LINE = "loss {loss:.3f}  validation {validation_accuracy:.2%}  {images_per_second:,.0f} images/s"
@@ -116,7 +116,8 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
     """Train by the recipe on the data set; write checkpoint and metrics into `folder` (made, or empty); test once.
 
     Args:
-        threads: workers, by default as many as cores; changes the speed, not one bit of the result.
+        threads: workers, at most one for each shard; changes the speed, not one bit of the result. By default as many
+            as cores, or one if the first steps show that to be faster.
         say: receives each line of text.
         bar: a progress bar on stderr; by default only if that is a terminal.
 
@@ -145,7 +146,7 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
         disable=off or None,
     )
     start = time.perf_counter()
-    with loop.workers(threads) as shards, one_blas_thread(), Interrupt() as interrupt, progress:
+    with loop.workers(threads) as shards, Interrupt() as interrupt, progress:
         loop.save(epochs_done=0)
         for epoch in range(recipe.epochs):
             row = loop.epoch(epoch, shards, interrupt, progress)

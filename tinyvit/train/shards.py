@@ -61,6 +61,7 @@ class Shards:
         self.flat = flat
         self.replicas = [model.replica() for _ in range(shards)]
         self.gradients = [flat.attach(replica) for replica in self.replicas]
+        self.blas = one_blas_thread()  # until `close`
         self.pool = ThreadPoolExecutor(self.threads, "tinyvit") if self.threads > 1 else None
         self.timings = {"pool": [], "alone": []} if threads is None and self.pool else None  # until that is known
 
@@ -71,8 +72,13 @@ class Shards:
         self.close()
 
     def close(self):
+        self._stop_threads()
+        self.blas.restore_original_limits()
+
+    def _stop_threads(self):
         if self.pool is not None:
             self.pool.shutdown()
+            self.pool, self.threads = None, 1
 
     def map(self, function, *sequences):
         """list(map(function, …)) on the workers."""
@@ -88,8 +94,7 @@ class Shards:
         if all(len(seconds) == TRIALS for seconds in self.timings.values()):
             best = {way: min(seconds[1:]) for way, seconds in self.timings.items()}  # the first one compiles
             if best["alone"] < best["pool"]:
-                self.close()
-                self.pool, self.threads = None, 1
+                self._stop_threads()
             self.timings = None
         return results
 
