@@ -1,9 +1,8 @@
 """The primitives: elementwise, reductions, shapes, matmul. Each derivative stands under the thing it differentiates.
 
-Every rule here is one line of a calculus textbook, because the engine does the rest: where broadcasting
-stretched an input, `tensor.fit` sums its gradient; where a tensor is used twice, `tensor.walk` adds the terms.
-A pullback receives g = dL/d(output), of the output's shape, and returns dL/d(input) for each positional
-argument.
+Every rule here is one line of a calculus textbook, because the engine does the rest: where broadcasting stretched an
+input, `tensor.fit` sums its gradient; where a tensor is used twice, `tensor.walk` adds the terms. A pullback receives g
+= dL/d(output), of the output's shape, and returns dL/d(input) for each positional argument.
 
 The last lines attach the ops to Tensor as operators and methods.
 """

@@ -74,9 +74,8 @@ class Split:
 class Dataset:
     """Three splits, the names of their classes, and what `normalise` needs.
 
-    `mean` and `std` are one float a channel, of the training images scaled to [0, 1]; never of validation or
-    test images, which nothing may learn from. A channel that never varies has std 1. Make one with
-    `Dataset.of`.
+    `mean` and `std` are one float a channel, of the training images scaled to [0, 1]; never of validation or test
+    images, which nothing may learn from. A channel that never varies has std 1. Make one with `Dataset.of`.
     """
 
     name: str

@@ -18,9 +18,8 @@ from tinyvit.data.idx import read_idx, read_labels
 class File:
     """One file to find or to download.
 
-    `name` is its name at the mirrors; `unpacked` the name of its unpacked form, of an archive the first
-    member's. `read(path)` checks the format in full and returns {content name: uint8 array}; it raises
-    DataError.
+    `name` is its name at the mirrors; `unpacked` the name of its unpacked form, of an archive the first member's.
+    `read(path)` checks the format in full and returns {content name: uint8 array}; it raises DataError.
     """
 
     name: str

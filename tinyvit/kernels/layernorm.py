@@ -2,9 +2,8 @@
 
     x̂ = (x - μ) / √(σ² + ε),   y = γ x̂ + β
 
-The variance takes a second pass over the row, Σ (x - μ)²: the one-pass form Σ x² - D μ² cancels where μ is
-large beside σ, and can even come out negative. The row is in cache by then, so that the second pass is nearly
-free.
+The variance takes a second pass over the row, Σ (x - μ)²: the one-pass form Σ x² - D μ² cancels where μ is large beside
+σ, and can even come out negative. The row is in cache by then, so that the second pass is nearly free.
 """
 
 import numpy as np

@@ -1,8 +1,7 @@
 """One step of an optimiser over the flat buffer of all parameters, in place; and what surrounds it.
 
-NumPy needs a dozen passes over memory for AdamW, one for each operation. The loop makes one pass, which is
-all that counts here: the arithmetic is free while memory delivers the next element. PyTorch calls this
-`fused=True`.
+NumPy needs a dozen passes over memory for AdamW, one for each operation. The loop makes one pass, which is all that
+counts here: the arithmetic is free while memory delivers the next element. PyTorch calls this `fused=True`.
 """
 
 import math

@@ -1,9 +1,8 @@
 """Checkpoints: files that are always whole.
 
-A process can die at any instruction: a kill, a full disk, a flat battery. Writing over the old checkpoint would
-leave neither. So the new one is written beside it under a temporary name, forced to the disk, and renamed into
-place; a rename is one step to the file system, so a reader finds the old file or the new one, never half of
-one.
+A process can die at any instruction: a kill, a full disk, a flat battery. Writing over the old checkpoint would leave
+neither. So the new one is written beside it under a temporary name, forced to the disk, and renamed into place; a
+rename is one step to the file system, so a reader finds the old file or the new one, never half of one.
 
 The format is safetensors: a JSON header, then raw arrays. Loading it runs no code (a pickle can run anything),
 and PyTorch, JAX and Hugging Face read it. It does not notice a flipped bit; the hash in its metadata does.
