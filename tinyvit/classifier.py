@@ -51,7 +51,7 @@ class Classifier:
         return normalise(images, self.mean, self.std)
 
     def predict(self, images):
-        """Class probabilities (B, K) of uint8 images (B, h, w, C)."""
+        """Class probabilities (B, classes) of uint8 images (B, h, w, C)."""
         return self.model.predict(self.normalise(images))
 
     def read(self, path):

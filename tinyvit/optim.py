@@ -88,6 +88,7 @@ class Optimizer:
         self.state = {name: np.zeros_like(self.flat.values) for name in self.state_names}
 
     def zero_grad(self):
+        """Forget the gradients of all parameters."""
         self.flat.gradients[...] = 0
 
     def clip_gradients(self, max_norm):

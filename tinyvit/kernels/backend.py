@@ -191,7 +191,7 @@ def announce_compilation():
         how_often = (
             "once per install" if CACHE_FOLDER else "in each run: set NUMBA_CACHE_DIR to a writable folder to keep them"
         )
-        print(f"compiling kernels (about 10 s), {how_often} …", file=sys.stderr, flush=True)
+        print(f"compiling kernels (a few seconds), {how_often} …", file=sys.stderr, flush=True)
 
 
 FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}

@@ -96,7 +96,7 @@ def _row(image, patch, channels, classes, width, depth, heads, mlp):
 
 # mnist7 cuts a digit into 16 patches of 7×7 where mnist has 49 of 4×4: a fraction of the work, a little less accurate.
 # The last five rows are the paper's (table 1; Ti and S from Touvron et al. 2021 and Steiner et al. 2021).
-#                     image patch  C     K  width depth heads   MLP
+#                     image patch  C  outs  width depth heads   MLP
 PRESETS = {
     "digits":   _row(    8,    2,  1,   10,   48,    3,    4,   96),
     "mnist":    _row(   28,    4,  1,   10,   64,    4,    4,  128),
@@ -116,7 +116,7 @@ class ViT(Module):
     Args:
         config: a ViTConfig.
         seed: of the initial values. As in the paper's code: position embedding normal with deviation 0.02, class
-            token and head zero (so that the first loss is exactly ln K), dense layers Xavier-uniform, patch
+            token and head zero (so that the first loss is exactly ln(classes)), dense layers Xavier-uniform, patch
             embedding LeCun-normal.
     """
 

@@ -16,7 +16,10 @@ from tinyvit.tensor import differentiable
 
 
 class Linear(Module):
-    """x W + b: (…, D_in) -> (…, D_out). Xavier-uniform weight, zero bias."""
+    """x W + b: (…, D_in) -> (…, D_out). Xavier-uniform weight drawn from `rng`, zero bias.
+
+    `copies` > 1 lays so many matrices side by side, (…, D_in) -> (…, copies · D_out).
+    """
 
     def __init__(self, d_in, d_out, rng, copies=1):
         self.weight = Parameter(xavier_uniform(rng, d_in, d_out, copies), decay=True)

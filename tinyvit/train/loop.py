@@ -190,6 +190,7 @@ class Loop:
         (folder / "config.toml").write_text(tomli_w.dumps(self.about | {"machine": machine()}), encoding="utf-8")
 
     def workers(self, threads):
+        """The Shards of this run."""
         return Shards(self.model, self.optimizer.flat, self.recipe.shards, threads)
 
     def epoch(self, epoch, shards, interrupt, progress):
@@ -242,15 +243,18 @@ class Loop:
         return loss, right, norm, lr
 
     def diverged(self, what):
+        """The words for a run that cannot go on."""
         advice = "a smaller --lr" if self.recipe.clip else "a smaller --lr, or --clip 1"
         kept = self.folder / CHECKPOINT
         return f"training stopped: {what}. The checkpoint of the last good epoch is kept: {kept}. Try {advice}."
 
     def log(self, row):
+        """Add a line to metrics.jsonl."""
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def save(self, epochs_done):
+        """Write the checkpoint: weights, the optimiser's state, how far the run is."""
         tensors = {f"model.{name}": p.data for name, p in self.model.named_parameters()}
         tensors |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
         progress = dict(epochs_done=epochs_done, steps_done=self.step)
@@ -278,7 +282,8 @@ class Interrupt(contextlib.AbstractContextManager):
 
     def _handle(self, *_):
         self.asked = True
-        print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):  # the signal may come in the middle of another print
+            print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         signal.signal(signal.SIGINT, self.before)
 
     def __exit__(self, *exception):

@@ -44,7 +44,7 @@ class Shards:
     """Training steps of `model` on several threads. Use as a context manager, or call `close`.
 
     Args:
-        model: maps images (B, h, w, C) to logits (B, K).
+        model: maps images (B, h, w, C) to logits (B, classes).
         flat: its FlatParameters.
         shards: parts of each batch; decides the sums, and so the result.
         threads: workers; decides the speed only. By default as many as there are shards and cores, unless the first

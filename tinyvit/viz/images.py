@@ -60,7 +60,7 @@ def mistakes(images, labels, probabilities, classes, most=24):
     """The wrongly classified images of which the model was surest, with what it said.
 
     Args:
-        images: (M, h, w, C) uint8. labels: (M,) integers. probabilities: (M, K). classes: K names.
+        images: (M, h, w, C) uint8. labels: (M,) integers. probabilities: (M, classes). classes: their names.
         most: how many to show at most.
     """
     predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
