@@ -67,6 +67,12 @@ LABELS = np.array([0, 4, 4, 2])
 CASES = {
     "linear": (functional.linear, linear, lambda: (leaf(2, 3, 4), leaf(4, 5), leaf(5))),
     "linear, one row": (functional.linear, linear, lambda: (leaf(4), leaf(4, 5), leaf(5))),
+    "linear_gelu": (
+        lambda *a: functional.linear_gelu(*a, tanh=True), lambda *a: gelu_tanh(linear(*a)), lambda:
+        (leaf(2, 3, 4), leaf(4, 5), leaf(5))),
+    "linear_gelu, exact": (
+        functional.linear_gelu, lambda *a: functional.gelu(linear(*a)), lambda:
+        (leaf(2, 3, 4), leaf(4, 5), leaf(5))),
     "softmax": (functional.softmax, softmax, lambda: (leaf(3, 2, 7),)),
     "layer_norm": (functional.layer_norm, layer_norm, lambda: (leaf(2, 3, 7), leaf(7), leaf(7))),
     "layer_norm, one row": (functional.layer_norm, layer_norm, lambda: (leaf(5), leaf(5), leaf(5))),

@@ -11,17 +11,20 @@ PACKAGE = Path(tinyvit.__file__).parent
 
 # The order in which to read. A folder stands for its files, which have an order of their own (below).
 ORDER = """
-    tensor gradcheck tape kernels ops functional nn optim models data train classifier interpret viz cli
+    memory tensor gradcheck tape kernels ops functional nn optim models data train classifier interpret viz bench cli
     __init__ __main__
 """.split()
 INSIDE = {
     "kernels": """
-        backend update elementary softmax layernorm gelu cross_entropy matmul attention im2col warp __init__
+        backend update elementary softmax layernorm gelu cross_entropy simd matmul linear attention im2col warp __init__
     """.split(),
     "nn": "module initial layers __init__".split(),
     "models": "vit __init__".split(),
     "data": "dataset idx cifar image folder digits sources fetch augment batches __init__".split(),
-    "viz": "figure training images graph __init__".split(),
+    "viz": "figure training images graph bench __init__".split(),
+    "bench": """
+        shapes ours pytorch parts footprint worker machine statistics rounds results report training inference __init__
+    """.split(),
     "train": "recipes shards checkpoint loop __init__".split(),
 }
 # cli is the one reader of `tinyvit` as a whole: it uses the public names, as a user would.

@@ -2,6 +2,7 @@
 
 Reading order, which is also import order; each file opens with what it teaches:
 
+    memory.py        arrays that come back, so that no step waits for the operating system
     tensor.py        an array that remembers how it was made, and the walk that gives gradients
     gradcheck.py     a derivative is right when it agrees with the function's own differences
     tape.py          the recorded graph as a table
@@ -16,6 +17,7 @@ Reading order, which is also import order; each file opens with what it teaches:
     classifier.py    a trained model that reads image files
     interpret.py     what a trained ViT looks at, as arrays
     viz/             the same as pictures
+    bench/           how fast a training step is, beside PyTorch and beside its matrix products alone
     cli.py           the `tinyvit` command
 """
 

@@ -1,4 +1,4 @@
-"""The `tinyvit` command: train, eval, predict, info, data.
+"""The `tinyvit` command: train, eval, predict, info, data, bench.
 
 A user's mistake gets one line and exit code 2 (the words of the command) or 1 (the world: data, disk, checkpoint); a
 traceback here would be our mistake.
@@ -242,6 +242,25 @@ def run_data(options):
     print("classes: " + ", ".join(dataset.classes))
 
 
+# ---------------------------------------------------------------------------------------------- bench
+
+
+def run_bench(options):
+    from tinyvit import bench, viz
+
+    rivals = [name for name in bench.RIVALS if name != "compile" or options.compile]
+    threads = options.threads or min(2, train.available_cores())
+    try:
+        results = bench.train_step(threads=[threads], rivals=rivals, rounds=3, seconds=0.25, say=complain)
+    except bench.BenchError as error:
+        return complain(f"tinyvit bench: {error}", 1)
+    print(bench.training_report(results))  # first, so that no full disk can take it away
+    if options.json:
+        results.save(options.json)
+    if options.picture:
+        viz.save(bench.training_picture(results), options.picture)
+
+
 # ---------------------------------------------------------------------------------------------- the words
 
 
@@ -315,6 +334,16 @@ def _parser():
 
     sub = command("data", run_data, "fetch a data set, verify it, show its sizes", "  tinyvit data mnist")
     sub.add_argument("name", metavar="NAME", help=f"{', '.join(data.NAMES)}, or a folder of images")
+
+    sub = command(
+        "bench", run_bench, "measure the training step, beside PyTorch where that is installed",
+        "  tinyvit bench                          a minute or two; no other work on the machine, please\n"
+        "  tinyvit bench --compile --json bench.json --picture bench.png",
+    )  # fmt: skip
+    sub.add_argument("--threads", type=_positive, help="for each contender (2, or 1 where there is one core)")
+    sub.add_argument("--compile", action="store_true", help="beside torch.compile too, which takes minutes more")
+    sub.add_argument("--json", metavar="FILE", help="write the times of all rounds there")
+    sub.add_argument("--picture", metavar="FILE", help="draw a PNG")
     return parser
 
 

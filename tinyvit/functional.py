@@ -8,6 +8,7 @@ what is remembered for it.
 import numpy as np
 
 from tinyvit import kernels, ops
+from tinyvit.memory import empty
 from tinyvit.tensor import Tensor, differentiable
 
 
@@ -17,23 +18,35 @@ def linear(x, weight, bias):
 
     All leading axes become rows of one matrix, so that it is one large product instead of many small ones.
     """
-    if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
-        raise ValueError("x's last axis must equal the first of a weight (D_in, D_out)")
-    rows = x.reshape(-1, weight.shape[0])
-    y = rows @ weight
-    if bias is not None:
-        y += bias
+    rows = _rows(x, weight)
     shape = x.shape
 
-    def pullback(g, wanted):  # dL/dx = G Wᵀ, dL/dW = xᵀ G, dL/db = Σ rows of G
-        g = g.reshape(-1, weight.shape[1])
-        return (
-            (g @ weight.T).reshape(shape) if wanted[0] else None,
-            rows.T @ g if wanted[1] else None,
-            g.sum(axis=0) if wanted[2] else None,
-        )
+    def pullback(g, wanted):
+        dx, dw, db = kernels.linear_backward(rows, weight, g.reshape(len(rows), -1), wanted)
+        return dx if dx is None else dx.reshape(shape), dw, db
+
+    return kernels.linear(rows, weight, bias).reshape(*shape[:-1], weight.shape[1]), pullback
+
+
+@differentiable
+def linear_gelu(x, weight, bias, *, tanh=False):
+    """GELU(x W + b), shapes as for `linear`, `tanh` as for `gelu`: the first half of a Transformer's MLP in one node."""
+    rows = _rows(x, weight)
+    shape = x.shape
+    y, slope = kernels.linear_gelu(rows, weight, bias, tanh)
+
+    def pullback(g, wanted):
+        dh = np.multiply(g.reshape(slope.shape), slope, out=slope)  # in place: this is the slope's only use
+        dx, dw, db = kernels.linear_backward(rows, weight, dh, wanted)
+        return dx if dx is None else dx.reshape(shape), dw, db
 
     return y.reshape(*shape[:-1], weight.shape[1]), pullback
+
+
+def _rows(x, weight):
+    if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
+        raise ValueError("x's last axis must equal the first of a weight (D_in, D_out)")
+    return x.reshape(-1, weight.shape[0])
 
 
 @differentiable

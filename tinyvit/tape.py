@@ -29,6 +29,7 @@ FLOPS = {
     "max": lambda ins, out: prod(ins[0]),
     "matmul": lambda ins, out: 2 * ins[0][-1] * prod(out),
     "linear": lambda ins, out: (2 * ins[1][0] + (ins[2] is not None)) * prod(out),
+    "linear_gelu": lambda ins, out: (2 * ins[1][0] + 8 + (ins[2] is not None)) * prod(out),
     "attention": lambda ins, out: 4 * ins[0][1] * prod(out),  # q kᵀ and p v: 2·N²·D multiply-adds an image
     "conv2d": lambda ins, out: 2 * prod(ins[1][:-1]) * prod(out),
     "softmax": lambda ins, out: 5 * prod(out),

@@ -25,6 +25,8 @@ from contextvars import ContextVar
 
 import numpy as np
 
+from tinyvit import memory
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 _recording = ContextVar("recording", default=True)
@@ -136,8 +138,7 @@ def walk(root, gradient):
 
     A node's number is larger than those of its inputs, so "largest number first" is a topological order: when a
     node's turn comes, all that consumed it have had theirs, and `arrived` holds the full sum over paths (the
-    multivariable chain rule; a tensor used twice gets two terms). A heap gives that order without recursion and
-    without a second pass.
+    multivariable chain rule; a tensor used twice gets two terms). A heap gives that order without recursion.
     """
     arrived = {root: gradient}
     todo = [(-root.order, root)]
@@ -173,7 +174,9 @@ def walk(root, gradient):
                     f"the gradient of {node.op} with respect to its input {parent.shape} is the first non-finite one"
                 )
             if parent in arrived:
-                arrived[parent] = arrived[parent] + part  # not +=: the first term may be shared with other nodes
+                arrived[parent] = memory.add(
+                    arrived[parent], part
+                )  # not +=: the first term may be shared with other nodes
             else:
                 arrived[parent] = part
                 heapq.heappush(todo, (-parent.order, parent))
@@ -222,7 +225,7 @@ class Tensor:
         data: anything NumPy reads as numbers. Copied, so that editing your array later cannot reach into a graph.
             float32 and float64 arrays keep their dtype; all other numbers (Python's, lists, integers, float16 …)
             become float32.
-        requires_grad: collect a gradient for this tensor in `.grad`, an array of its shape, when `backward` is called.
+        requires_grad: `backward` collects a gradient for this tensor in `.grad`, an array of its shape.
         dtype: np.float32 or np.float64, to convert.
 
     Raises TypeError for data that are not real numbers.

@@ -9,7 +9,9 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
     layernorm       two reductions, and sums across rows
     gelu            an elementwise function at the speed of memory
     cross_entropy   softmax and logarithm, fused
-    matmul          many small matrix products
+    simd            vector registers as values
+    matmul          the matrix product in registers, large and many small ones
+    linear          x W + b and its gradients, with GELU behind it
     attention       softmax between two matrix products, where q, k and v lie
     im2col          windows of an image as the rows of a matrix, for patches and convolutions
     warp            rotate, zoom and shift images, for augmentation
@@ -30,6 +32,7 @@ from tinyvit.kernels.elementary import exp, normal
 from tinyvit.kernels.gelu import gelu, gelu_backward
 from tinyvit.kernels.im2col import col2im, im2col
 from tinyvit.kernels.layernorm import layernorm, layernorm_backward
+from tinyvit.kernels.linear import linear, linear_backward, linear_gelu
 from tinyvit.kernels.matmul import batched_matmul
 from tinyvit.kernels.softmax import softmax, softmax_backward
 from tinyvit.kernels.update import adamw, add_into, sgd, squared_norm
@@ -39,5 +42,5 @@ __all__ = [
     "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention",
     "attention_backward", "backend", "batched_matmul", "col2im", "compiled_before", "cross_entropy",
     "cross_entropy_backward", "exp", "gelu", "gelu_backward", "im2col", "jit", "layernorm", "layernorm_backward",
-    "normal", "sgd", "softmax", "softmax_backward", "squared_norm", "use", "warp",
+    "linear", "linear_backward", "linear_gelu", "normal", "sgd", "softmax", "softmax_backward", "squared_norm", "use", "warp",
 ]  # fmt: skip

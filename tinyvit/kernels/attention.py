@@ -2,17 +2,26 @@
 
     p = softmax(scale q kᵀ),   out = p v,   for each image and each head
 
-Two matrix products and a softmax between them. Matrix products of NumPy arrays run in BLAS, which reads q, k
-and v where they lie in the packed array and writes the heads side by side, so that nothing is copied; the
-kernel fuses what NumPy does in six passes over the scores, in place and in blocks that stay in cache.
-FlashAttention (Dao et al. 2022) fuses the products as well and never stores p, which pays for thousands of
-tokens; a small ViT has at most a few hundred, and p is what we want to look at.
+One image's head at a time, all of it in the first-level cache: the kernel reads q, k and v where they lie in the packed
+array, and writes the heads side by side. It keeps the scores transposed, a column for each query: so a register holds
+the scores of 8 or 16 queries, and the maximum and the sum over the keys are taken for all of them at once, with no
+step from one lane to another.
+
+FlashAttention (Dao et al. 2022) also works in blocks that stay near the core, and never stores p: it computes it again
+in the backward pass. That pays for thousands of tokens; a small ViT has at most a few hundred, and p is what we want to
+look at.
 """
 
 import numpy as np
 
-from tinyvit.kernels.backend import Kernel, contiguous, require
-from tinyvit.kernels.softmax import softmax, softmax_backward, softmax_backward_rows, softmax_rows
+from tinyvit.kernels.backend import Kernel, contiguous, jit, require
+from tinyvit.kernels.elementary import exp
+from tinyvit.kernels.matmul import NARROWEST, multiply_small
+from tinyvit.kernels.simd import LANES, borrow, larger, load, minus, over, plus, spread, store, times
+from tinyvit.kernels.softmax import softmax, softmax_backward
+from tinyvit.memory import empty
+
+QUERIES = 128  # at a time: 65 keys × 128 queries are 33 kB
 
 
 def _heads(x, parts, heads):
@@ -45,14 +54,121 @@ def attention(qkv, heads, scale):
 @attention.fast
 def attention(qkv, heads, scale):
     _check(qkv, heads, scale)
-    qkv = contiguous(qkv)
+    qkv, D = _with_whole_heads(contiguous(qkv), 3, heads), qkv.shape[2] // 3
     B, N, width = qkv.shape
-    q, k, v = _heads(qkv, 3, heads)
-    p = np.matmul(q, k.mT, out=np.empty((B, heads, N, N), qkv.dtype))
-    softmax_rows(p.reshape(B * heads * N, N), p.dtype.type(scale))
-    out = np.empty((B, N, width // 3), qkv.dtype)
-    np.matmul(p, v, out=_heads(out, 1, heads)[0])
-    return out, p
+    columns = empty((B, heads, N, -(-N // LANES) * LANES), qkv.dtype)
+    out = empty((B, N, width // 3), qkv.dtype)
+    _attention(qkv, heads, qkv.dtype.type(scale), columns, out, *_scratch(columns, width // 3 // heads))
+    return _without_padding(out, heads, D), _rows_of(columns)
+
+
+def _with_whole_heads(x, parts, heads):
+    """x, or if the head width K is not a multiple of what the product takes, a copy with zeros behind each head."""
+    B, N, width = x.shape
+    K = width // (parts * heads)
+    missing = -K % NARROWEST
+    if not missing:
+        return x
+    return np.pad(x.reshape(B, N, parts * heads, K), ((0, 0), (0, 0), (0, 0), (0, missing))).reshape(B, N, -1)
+
+
+def _without_padding(x, heads, width):
+    """x (B, N, …) with as many entries of each head as make up `width` together."""
+    B, N, _ = x.shape
+    if x.shape[2] == width:
+        return x
+    return np.ascontiguousarray(x.reshape(B, N, heads, -1)[..., : width // heads].reshape(B, N, width))
+
+
+def _rows_of(columns):
+    """The kernel's p, (B, H, keys, queries and padding), as everyone else reads it: a view (B, H, N, N)."""
+    return columns[..., : columns.shape[2]].swapaxes(2, 3)
+
+
+def _columns_of(p):
+    """`p` as the kernel keeps it: the array that it is a view of, or a copy if it comes from elsewhere."""
+    B, H, N, _ = p.shape
+    if isinstance(p.base, np.ndarray) and p.base.shape == (B, H, N, -(-N // LANES) * LANES):
+        view = _rows_of(p.base)
+        if view.strides == p.strides and view.ctypes.data == p.ctypes.data:
+            return p.base
+    columns = np.zeros((B, H, N, -(-N // LANES) * LANES), p.dtype)
+    columns[..., :N] = p.swapaxes(2, 3)
+    return columns
+
+
+def _scratch(columns, K):
+    """What the kernels need besides: room for a block of queries, transposed; for its scores; and zeros."""
+    N, most = columns.shape[2], min(columns.shape[3], QUERIES)
+    dtype = columns.dtype
+    return np.zeros((K, most), dtype), np.empty(N * most, dtype), np.zeros((1, max(K, most)), dtype)
+
+
+@jit
+def _attention(qkv, H, scale, p, out, q_columns, block, zero):
+    """p (B, H, N, a multiple of LANES), out (B, N, D)."""
+    B, N, width = qkv.shape
+    D, K = width // 3, width // 3 // H
+    columns = p.shape[3]
+    qkv, p, out = borrow(qkv), borrow(p), borrow(out)
+    q_columns, block, zero = borrow(q_columns), borrow(block), borrow(zero)
+    for b in range(B):
+        x, y = qkv[b], out[b]
+        for h in range(H):
+            q, k, v = (
+                x[:, h * K : (h + 1) * K],
+                x[:, D + h * K : D + (h + 1) * K],
+                x[:, 2 * D + h * K : 2 * D + (h + 1) * K],
+            )
+            for i in range(0, columns, QUERIES):
+                some = min(QUERIES, columns - i)
+                whole = some == columns
+                s = p[b, h] if whole else block[: N * some].reshape(N, some)
+                _transpose(q[i : i + some], q_columns)
+                multiply_small(k, q_columns[:, :some], zero[:, :some], s[:, :some])  # sᵀ = k qᵀ
+                _softmax_columns(s, scale)
+                count = min(some, N - i)
+                multiply_small(s[:, :count].T, v, zero[:, :K], y[i : i + count, h * K : (h + 1) * K])  # p v
+                if not whole:
+                    _copy(s, p[b, h][:, i : i + some])
+
+
+@jit
+def _transpose(x, columns):
+    for i in range(x.shape[0]):
+        row = x[i]
+        for j in range(row.size):
+            columns[j, i] = row[j]
+
+
+@jit
+def _copy(x, out):
+    for j in range(x.shape[0]):
+        for n in range(0, x.shape[1], LANES):
+            store(out[j], n, load(x[j], n, LANES))
+
+
+@jit
+def _softmax_columns(s, scale):
+    """s (N, a multiple of LANES) becomes the softmax of scale s over its first axis; scale > 0."""
+    N, columns = s.shape
+    factor, one = spread(scale, LANES), spread(s.dtype.type(1), LANES)
+    for n in range(0, columns, LANES):
+        top = load(s[0], n, LANES)
+        for j in range(1, N):
+            top = larger(load(s[j], n, LANES), top)
+        for j in range(N):
+            store(s[j], n, times(minus(load(s[j], n, LANES), top), factor))
+    flat = s.reshape(-1)
+    for i in range(flat.size):
+        flat[i] = exp(flat[i])
+    for n in range(0, columns, LANES):
+        total = load(s[0], n, LANES)
+        for j in range(1, N):
+            total = plus(load(s[j], n, LANES), total)
+        share = over(one, total)
+        for j in range(N):
+            store(s[j], n, times(load(s[j], n, LANES), share))
 
 
 def _check_backward(qkv, p, g, heads, scale):
@@ -79,14 +195,56 @@ def attention_backward(qkv, p, g, heads, scale):
 @attention_backward.fast
 def attention_backward(qkv, p, g, heads, scale):
     _check_backward(qkv, p, g, heads, scale)
-    qkv, p, g = contiguous(qkv, p, g)
-    B, N, _ = qkv.shape
-    dqkv = np.empty_like(qkv)
-    (q, k, v), (g,), (dq, dk, dv) = _heads(qkv, 3, heads), _heads(g, 1, heads), _heads(dqkv, 3, heads)
-    ds = np.matmul(g, v.mT, out=np.empty_like(p))
-    rows = (B * heads * N, N)
-    softmax_backward_rows(p.reshape(rows), ds.reshape(rows), p.dtype.type(scale))
-    np.matmul(ds, k, out=dq)
-    np.matmul(ds.mT, q, out=dk)
-    np.matmul(p.mT, g, out=dv)
-    return dqkv
+    qkv, g = contiguous(qkv, g)
+    D = g.shape[2]
+    qkv, g = _with_whole_heads(qkv, 3, heads), _with_whole_heads(g, 1, heads)
+    dqkv = empty(qkv.shape, qkv.dtype)
+    p, K = _columns_of(p), g.shape[2] // heads
+    _attention_backward(qkv, p, g, heads, qkv.dtype.type(scale), dqkv, *_scratch(p, K))
+    return _without_padding(dqkv, 3 * heads, 3 * D)
+
+
+@jit
+def _attention_backward(qkv, p, g, H, scale, dqkv, g_columns, block, zero):
+    B, N, width = qkv.shape
+    D, K = width // 3, width // 3 // H
+    columns = p.shape[3]
+    qkv, p, g, dqkv = borrow(qkv), borrow(p), borrow(g), borrow(dqkv)
+    g_columns, block, zero = borrow(g_columns), borrow(block), borrow(zero)
+    for b in range(B):
+        x, dx = qkv[b], dqkv[b]
+        for h in range(H):
+            q, k, v = (
+                x[:, h * K : (h + 1) * K],
+                x[:, D + h * K : D + (h + 1) * K],
+                x[:, 2 * D + h * K : 2 * D + (h + 1) * K],
+            )
+            dq, dk = dx[:, h * K : (h + 1) * K], dx[:, D + h * K : D + (h + 1) * K]
+            dv, gh = dx[:, 2 * D + h * K : 2 * D + (h + 1) * K], g[b][:, h * K : (h + 1) * K]
+            for i in range(0, columns, QUERIES):
+                some = min(QUERIES, columns - i)
+                count = min(some, N - i)
+                ds = block[: N * some].reshape(N, some)
+                _transpose(gh[i : i + some], g_columns)
+                multiply_small(v, g_columns[:, :some], zero[:, :some], ds[:, :some])  # dpᵀ = v gᵀ
+                pi = p[b, h][:, i : i + some]
+                _softmax_backward_columns(pi, ds, scale)
+                multiply_small(ds[:, :count].T, k, zero[:, :K], dq[i : i + count])
+                # Over the blocks of queries dk and dv add up: the sums begin at what they hold.
+                dk_before, dv_before = (zero[:, :K], zero[:, :K]) if i == 0 else (dk, dv)
+                multiply_small(ds[:, :count], q[i : i + count], dk_before, dk)
+                multiply_small(pi[:, :count], gh[i : i + count], dv_before, dv)
+
+
+@jit
+def _softmax_backward_columns(p, ds, scale):
+    """ds, holding dp, becomes scale p (dp - Σ p dp) with the sum over the first axis."""
+    N, columns = ds.shape
+    factor = spread(scale, LANES)
+    for n in range(0, columns, LANES):
+        total = times(load(p[0], n, LANES), load(ds[0], n, LANES))
+        for j in range(1, N):
+            total = plus(times(load(p[j], n, LANES), load(ds[j], n, LANES)), total)
+        for j in range(N):
+            slope = times(load(p[j], n, LANES), factor)
+            store(ds[j], n, times(slope, minus(load(ds[j], n, LANES), total)))

@@ -126,7 +126,9 @@ def _cache_places():
         return
     yield Path(__file__).parent / "__pycache__"
     with contextlib.suppress(RuntimeError):  # a user without a home, as containers have them
-        yield Path(user_cache_dir("tinyvit", appauthor=False))
+        place = Path(user_cache_dir("tinyvit", appauthor=False))
+        if place.is_absolute():  # else an older platformdirs left "~" as it stands: a folder of that name, here
+            yield place
 
 
 def _cache_folder():
@@ -171,9 +173,33 @@ def jit(function=None, **options):
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(CACHE_FOLDER or before)  # read while decorating; other packages keep their setting
     try:
-        return numba.njit(**flags)(function)
+        return _forgiving(numba.njit(**flags)(function))
     finally:
         numba.config.CACHE_DIR = before
+
+
+def _forgiving(dispatcher):
+    """Let a broken cache cost a compilation, never the run. Numba lets every error of its cache through: a disk that is
+    full by now, a folder that went away, a file that a power failure cut off (and which would stop all later runs)."""
+    cache = getattr(dispatcher, "_cache", None)  # none with NUMBA_DISABLE_JIT=1
+    if cache is None:
+        return dispatcher
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_if_whole(*args):
+        try:
+            return load(*args)
+        except Exception:  # whatever pickle makes of half a file
+            with contextlib.suppress(OSError):
+                cache.flush()  # empty the index, so that the compiled kernel can be saved anew
+            return None
+
+    def save_if_possible(*args):
+        with contextlib.suppress(Exception):
+            save(*args)
+
+    cache.load_overload, cache.save_overload = load_if_whole, save_if_possible
+    return dispatcher
 
 
 def compiled_before():

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 from tinyvit.kernels.elementary import exp, normal
+from tinyvit.memory import empty_like
 
 SQRT_2_PI, CUBIC = math.sqrt(2 / math.pi), 0.044715
 
@@ -30,7 +31,7 @@ def gelu(x, tanh):
 def gelu(x, tanh):
     require(True, "gelu: x must be an array, of any shape", x)
     x = contiguous(x)
-    y = np.empty_like(x)
+    y = empty_like(x)
     (_gelu_tanh if tanh else _gelu_exact)(x.reshape(-1), y.reshape(-1))
     return y
 
@@ -67,7 +68,7 @@ def gelu_backward(x, g, tanh):
 def gelu_backward(x, g, tanh):
     require(x.shape == g.shape, "gelu_backward: x and g must have one shape", x, g)
     x, g = contiguous(x, g)
-    dx = np.empty_like(x)
+    dx = empty_like(x)
     (_gelu_backward_tanh if tanh else _gelu_backward_exact)(x.reshape(-1), g.reshape(-1), dx.reshape(-1))
     return dx
 
@@ -87,3 +88,27 @@ def _gelu_backward_tanh(x, g, dx):
         square = x[i] * x[i]
         s = one / (one + exp(-x[i] * (a + b * square)))
         dx[i] = g[i] * (s + x[i] * s * (one - s) * (a + three * b * square))
+
+
+def gelu_in_place(x, y, tanh):
+    """y = GELU(x), and x becomes GELU'(x), for 1-D arrays: both from one exponential, for kernels that keep the latter."""
+    (_split_tanh if tanh else _split_exact)(x, y)
+
+
+@jit
+def _split_exact(x, y):
+    for i in range(x.size):
+        cdf, density = normal(x[i])
+        y[i] = x[i] * cdf
+        x[i] = cdf + x[i] * density
+
+
+@jit
+def _split_tanh(x, y):
+    one, three = x.dtype.type(1), x.dtype.type(3)
+    a, b = x.dtype.type(2 * SQRT_2_PI), x.dtype.type(2 * SQRT_2_PI * CUBIC)
+    for i in range(x.size):
+        square = x[i] * x[i]
+        s = one / (one + exp(-x[i] * (a + b * square)))
+        y[i] = x[i] * s
+        x[i] = s + x[i] * s * (one - s) * (a + three * b * square)

@@ -9,6 +9,7 @@ The variance takes a second pass over the row, Σ (x - μ)²: the one-pass form 
 import numpy as np
 
 from tinyvit.kernels.backend import Kernel, contiguous, jit, require
+from tinyvit.memory import empty_like
 
 
 def _check(x, gamma, beta):
@@ -30,7 +31,7 @@ def layernorm(x, gamma, beta, eps):
 def layernorm(x, gamma, beta, eps):
     _check(x, gamma, beta)
     x, gamma, beta = contiguous(x, gamma, beta)
-    y, mean, rstd = np.empty_like(x), np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
+    y, mean, rstd = empty_like(x), np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
     _layernorm(x, gamma, beta, x.dtype.type(eps), y, mean, rstd)
     return y, mean, rstd
 
@@ -80,7 +81,7 @@ def layernorm_backward(x, gamma, mean, rstd, g):
 def layernorm_backward(x, gamma, mean, rstd, g):
     _check_backward(x, gamma, mean, rstd, g)
     x, gamma, mean, rstd, g = contiguous(x, gamma, mean, rstd, g)
-    dx, dgamma, dbeta = np.empty_like(x), np.zeros_like(gamma), np.zeros_like(gamma)
+    dx, dgamma, dbeta = empty_like(x), np.zeros_like(gamma), np.zeros_like(gamma)
     _layernorm_backward(x, gamma, mean, rstd, g, dx, dgamma, dbeta)
     return dx, dgamma, dbeta
 

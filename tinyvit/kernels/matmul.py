@@ -1,14 +1,157 @@
-"""Many small matrix products: (B, M, K) @ (B, K, N).
+"""The matrix product, where nearly all of a Transformer's time goes: start + A B in registers.
 
-NumPy hands each product to BLAS, which takes 60 ns even for 2 × 2: a call, checks, the choice of a blocking.
-So a plain loop wins while the matrices are tiny: it is three times as fast at 4 × 4 and level at 8 × 8. From there
-it loses to BLAS's register tiles, and is half as fast at 17 × 16, so that attention.py calls BLAS.
-(2,000 products at a time, float32, one thread, AMD EPYC, OpenBLAS limited to AVX2; `benchmarks/kernels.py`.)
+C_mn = Σ_k A_mk B_kn asks for two numbers for each multiply-add, and a core can multiply-add far more than it can load. So
+load less: keep a *tile* of C, 4 rows by up to 4 registers, in registers for all of k. Then one turn of the loop over k
+loads 4 registers of B and 4 numbers of A for 16 multiply-adds, and C is loaded and stored once.
+
+    for each strip of columns:  copy the strip of B into a panel, which lies dense in the first-level cache
+        for each four rows:     c = start;  for k:  c += A[m, k] · panel[k];  C = c
+
+`start` is where the sums begin: a bias, which so costs nothing, or C itself for the next stretch of k. That is the
+inner half of how BLAS libraries do it (Goto and van de Geijn 2008; BLIS); they also pack A and block for the outer
+caches, which matters for matrices larger than a small Transformer's.
+
+`benchmarks/matmul_story.py` goes the way there, from three plain loops, a step at a time.
 """
 
 import numpy as np
 
 from tinyvit.kernels.backend import Kernel, contiguous, jit, require
+from tinyvit.kernels.simd import LANES, WIDE_REGISTERS, borrow, load, madd, store
+from tinyvit.memory import empty
+
+DEPTH = 128  # of a panel: 128 × 4 registers are 32 kB, and the first-level cache holds 32 or 48
+WIDEST, NARROWEST = (
+    64 if WIDE_REGISTERS else 16,
+    4,
+)  # columns of a tile: AVX-512 has 32 registers, AVX2 16 of half the size
+
+
+def _strip(lanes):
+    """The kernel for a strip of so many columns: a constant, so that the compiler can assign registers."""
+
+    @jit
+    def low(A, B, start, C):
+        """C = start + A B in tiles of four rows. `start` has a row for each of C's, or one for all of them."""
+        M, K = A.shape
+        whole, step = M // 4 * 4, min(start.shape[0] - 1, 1)
+        for m in range(0, whole, 4):
+            c0, c1 = load(start[m * step], 0, lanes), load(start[(m + 1) * step], 0, lanes)
+            c2, c3 = load(start[(m + 2) * step], 0, lanes), load(start[(m + 3) * step], 0, lanes)
+            for k in range(K):
+                b = load(B[k], 0, lanes)
+                c0 = madd(A[m, k], b, c0)
+                c1 = madd(A[m + 1, k], b, c1)
+                c2 = madd(A[m + 2, k], b, c2)
+                c3 = madd(A[m + 3, k], b, c3)
+            store(C[m], 0, c0)
+            store(C[m + 1], 0, c1)
+            store(C[m + 2], 0, c2)
+            store(C[m + 3], 0, c3)
+        for m in range(whole, M):
+            c0 = load(start[m * step], 0, lanes)
+            for k in range(K):
+                c0 = madd(A[m, k], load(B[k], 0, lanes), c0)
+            store(C[m], 0, c0)
+
+    @jit
+    def tall(A, B, start, C):
+        """The same in tiles of eight rows, for a strip of one register: a multiply-add takes four cycles and two begin in
+        each cycle, so it takes eight sums in the making to keep a core busy."""
+        M, K = A.shape
+        whole, step = M // 8 * 8, min(start.shape[0] - 1, 1)
+        for m in range(0, whole, 8):
+            c0, c1 = load(start[m * step], 0, lanes), load(start[(m + 1) * step], 0, lanes)
+            c2, c3 = load(start[(m + 2) * step], 0, lanes), load(start[(m + 3) * step], 0, lanes)
+            c4, c5 = load(start[(m + 4) * step], 0, lanes), load(start[(m + 5) * step], 0, lanes)
+            c6, c7 = load(start[(m + 6) * step], 0, lanes), load(start[(m + 7) * step], 0, lanes)
+            for k in range(K):
+                b = load(B[k], 0, lanes)
+                c0 = madd(A[m, k], b, c0)
+                c1 = madd(A[m + 1, k], b, c1)
+                c2 = madd(A[m + 2, k], b, c2)
+                c3 = madd(A[m + 3, k], b, c3)
+                c4 = madd(A[m + 4, k], b, c4)
+                c5 = madd(A[m + 5, k], b, c5)
+                c6 = madd(A[m + 6, k], b, c6)
+                c7 = madd(A[m + 7, k], b, c7)
+            store(C[m], 0, c0)
+            store(C[m + 1], 0, c1)
+            store(C[m + 2], 0, c2)
+            store(C[m + 3], 0, c3)
+            store(C[m + 4], 0, c4)
+            store(C[m + 5], 0, c5)
+            store(C[m + 6], 0, c6)
+            store(C[m + 7], 0, c7)
+        for m in range(whole, M):
+            c0 = load(start[m * step], 0, lanes)
+            for k in range(K):
+                c0 = madd(A[m, k], load(B[k], 0, lanes), c0)
+            store(C[m], 0, c0)
+
+    return tall if lanes <= LANES else low
+
+
+_strip_64, _strip_32, _strip_16, _strip_8, _strip_4 = map(_strip, (64, 32, 16, 8, 4))
+
+
+@jit
+def multiply_small(A, B, start, C):
+    """C = start + A B where B fits into the first-level cache as it lies. All are slices of larger arrays with rows of
+    contiguous numbers; C and B have a multiple of NARROWEST columns, start a row for each of C's or one for all."""
+    N = C.shape[1]
+    n = 0
+    while n < N:
+        if WIDE_REGISTERS and n + 64 <= N:
+            _strip_64(A, B[:, n : n + 64], start[:, n : n + 64], C[:, n : n + 64])
+            n += 64
+        elif WIDE_REGISTERS and n + 32 <= N:
+            _strip_32(A, B[:, n : n + 32], start[:, n : n + 32], C[:, n : n + 32])
+            n += 32
+        elif n + 16 <= N:
+            _strip_16(A, B[:, n : n + 16], start[:, n : n + 16], C[:, n : n + 16])
+            n += 16
+        elif n + 8 <= N:
+            _strip_8(A, B[:, n : n + 8], start[:, n : n + 8], C[:, n : n + 8])
+            n += 8
+        else:
+            _strip_4(A, B[:, n : n + 4], start[:, n : n + 4], C[:, n : n + 4])
+            n += 4
+
+
+@jit
+def multiply(A, B, start, C):
+    """C (M, N) = start (1, N) + A (M, K) B (K, N), for N a multiple of NARROWEST; B, start and C C-contiguous."""
+    A, B, start, C = borrow(A), borrow(B), borrow(start), borrow(C)
+    K, N = B.shape
+    panel = np.empty((DEPTH, WIDEST), B.dtype)
+    for k in range(0, K, DEPTH):
+        depth = min(DEPTH, K - k)
+        first = start if k == 0 else C
+        for n in range(0, N, WIDEST):
+            width = min(WIDEST, N - n)
+            for i in range(depth):
+                row, copy = B[k + i, n : n + width], panel[i]
+                for j in range(row.size):
+                    copy[j] = row[j]
+            multiply_small(A[:, k : k + depth], panel[:depth, :width], first[:, n : n + width], C[:, n : n + width])
+
+
+def product(A, B, bias=None):
+    """A (M, K) B (K, N) + bias (N,), for other kernels: contiguous arrays of one dtype, but that A may be a transpose."""
+    M, N = len(A), B.shape[1]
+    width = -(-N // NARROWEST) * NARROWEST
+    start = np.zeros((1, width), B.dtype)
+    if bias is not None:
+        start[0, :N] = bias
+    if width > N:  # whole registers; the surplus columns are cut off again
+        B = np.pad(B, ((0, 0), (0, width - N)))
+    C = empty((M, width), B.dtype)
+    if B.size:
+        multiply(A, B, start, C)
+    else:
+        C[...] = start
+    return C if width == N else C[:, :N].copy()
 
 
 def _check(a, b):
@@ -27,31 +170,18 @@ def batched_matmul(a, b):
 def batched_matmul(a, b):
     _check(a, b)
     a, b = contiguous(a, b)
-    out = np.zeros((a.shape[0], a.shape[1], b.shape[2]), a.dtype)
-    _batched_matmul(a, b, out)
-    return out
+    N = b.shape[2]
+    width = -(-N // NARROWEST) * NARROWEST
+    if width > N:
+        b = np.pad(b, ((0, 0), (0, 0), (0, width - N)))
+    out = np.zeros((a.shape[0], a.shape[1], width), a.dtype)
+    if b.size:
+        _batched_matmul(a, b, out)
+    return out if width == N else out[:, :, :N].copy()
 
 
 @jit
 def _batched_matmul(a, b, out):
+    start = np.zeros((1, b.shape[2]), b.dtype)
     for i in range(out.shape[0]):
-        A, B, C = a[i], b[i], out[i]
-        # Four rows of C at once: each element of B, once loaded, serves four multiplications. (BLAS keeps a
-        # whole tile of C in registers, say 6 × 16, over all of k.) The loop over n is innermost, since it
-        # walks along memory.
-        whole = C.shape[0] // 4 * 4
-        for m in range(0, whole, 4):
-            c0, c1, c2, c3 = C[m], C[m + 1], C[m + 2], C[m + 3]
-            for k in range(A.shape[1]):
-                a0, a1, a2, a3, row = A[m, k], A[m + 1, k], A[m + 2, k], A[m + 3, k], B[k]
-                for n in range(row.size):
-                    c0[n] += a0 * row[n]
-                    c1[n] += a1 * row[n]
-                    c2[n] += a2 * row[n]
-                    c3[n] += a3 * row[n]
-        for m in range(whole, C.shape[0]):
-            c0 = C[m]
-            for k in range(A.shape[1]):
-                a0, row = A[m, k], B[k]
-                for n in range(row.size):
-                    c0[n] += a0 * row[n]
+        multiply(a[i], b[i], start, out[i])

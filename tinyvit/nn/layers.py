@@ -25,8 +25,11 @@ class Linear(Module):
         self.weight = Parameter(xavier_uniform(rng, d_in, d_out, copies), decay=True)
         self.bias = Parameter(np.zeros(copies * d_out, np.float32))
 
-    def forward(self, x):
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x, gelu=None):
+        """`gelu` "exact" or "tanh" puts that GELU behind it."""
+        if gelu is None:
+            return F.linear(x, self.weight, self.bias)
+        return F.linear_gelu(x, self.weight, self.bias, tanh=gelu == "tanh")
 
 
 class LayerNorm(Module):
@@ -79,12 +82,12 @@ class MLP(Module):
         self.fc1 = Linear(width, hidden, rng)
         self.fc2 = Linear(hidden, width, rng)
         self.dropout = Dropout(dropout)
-        self.tanh = tanh
+        self.gelu = "tanh" if tanh else "exact"
         for layer in (self.fc1, self.fc2):  # as in the paper's code: biases that are not all alike
             layer.bias.data = 1e-6 * rng.standard_normal(layer.bias.shape)
 
     def forward(self, x):
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x), tanh=self.tanh))))
+        return self.dropout(self.fc2(self.dropout(self.fc1(x, gelu=self.gelu))))
 
 
 class EncoderBlock(Module):

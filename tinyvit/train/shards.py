@@ -12,6 +12,7 @@ each other in loops.
 """
 
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from tinyvit import functional as F
 from tinyvit import kernels
+from tinyvit.memory import Pool
 from tinyvit.nn import random_state
 from tinyvit.tensor import check_finite
 
@@ -59,6 +61,7 @@ class Shards:
             raise ValueError(f"shards and threads must be at least 1, got {shards} and {threads}")
         self.threads = min(threads or available_cores(), shards)
         self.flat = flat
+        self.pools = {}
         self.replicas = [model.replica() for _ in range(shards)]
         self.gradients = [flat.attach(replica) for replica in self.replicas]
         self.blas = one_blas_thread()  # until `close`
@@ -118,9 +121,10 @@ class Shards:
         def run(part):
             i, x, y = part
             weight = len(y) / len(labels)
+            pool = self.pools.setdefault(threading.get_ident(), Pool())
             self.gradients[i][...] = 0
             # An overflow shows in the loss; NumPy's warning, once per thread, would only hide the message below it.
-            with random_state((*seed, i)), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            with pool, random_state((*seed, i)), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 logits = self.replicas[i](x)
                 loss = F.cross_entropy(logits, y, smoothing)
                 loss.backward(weight)

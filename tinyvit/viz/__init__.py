@@ -4,9 +4,12 @@ Every function takes arrays and returns a matplotlib Figure; in a notebook, one 
 shows itself. `save` writes a PNG.
 """
 
+from tinyvit.viz.bench import benchmark
 from tinyvit.viz.figure import Picture, png, save
 from tinyvit.viz.graph import draw_tape
 from tinyvit.viz.images import attention, mistakes, overlay
 from tinyvit.viz.training import confusion, curves
 
-__all__ = ["Picture", "attention", "confusion", "curves", "draw_tape", "mistakes", "overlay", "png", "save"]
+__all__ = [
+    "Picture", "attention", "benchmark", "confusion", "curves", "draw_tape", "mistakes", "overlay", "png", "save",
+]  # fmt: skip

@@ -1,0 +1,127 @@
+"""Vector registers as values: several numbers that one instruction multiplies and adds.
+
+A core holds 4, 8 or 16 float32 in one register (NEON, AVX2, AVX-512) and computes with all of them in the time of one.
+A plain loop is turned into such instructions by the compiler, and for elementwise work that is as good as it gets. It
+is not for a matrix product, where all depends on *which* numbers stay in registers from one turn of the loop to the
+next. So this file gives kernels a type for them:
+
+    b = load(row, n, lanes)      # lanes numbers of a row, from place n on
+    c = madd(a, b, c)            # a b + c, for one number a: two flops for each lane
+    store(out, n, c)
+
+A vector wider than the machine's registers takes several of them, a longer one on an older machine just more
+instructions: LLVM, the compiler below Numba, sees to that. C programmers write the same with intrinsics, machine by
+machine. Indices are not checked.
+"""
+
+from tinyvit.kernels.backend import numba
+
+if numba:
+    from llvmlite import binding, ir
+    from numba.core import types
+    from numba.extending import intrinsic, models, register_model
+
+    # The same choice as the compiler's own, which Numba's environment variables can change.
+    _features = numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
+    WIDE_REGISTERS = "+avx512f" in _features.split(",")
+
+    class Vector(types.Type):
+        """The compiler's view of `lanes` floats of a type, side by side in registers."""
+
+        def __init__(self, dtype, lanes):
+            self.dtype, self.lanes = dtype, lanes
+            super().__init__(f"Vector({dtype}, {lanes})")
+
+    @register_model(Vector)
+    class _VectorModel(models.PrimitiveModel):
+        def __init__(self, manager, vector):
+            super().__init__(manager, vector, ir.VectorType(manager[vector.dtype].get_value_type(), vector.lanes))
+
+    def _address(context, builder, array_type, array, index, vector):
+        numbers = context.make_array(array_type)(context, builder, value=array).data
+        return builder.bitcast(builder.gep(numbers, [index]), context.get_value_type(vector).as_pointer())
+
+    def _spread(builder, number, vector_type):
+        """`number` in every lane."""
+        undefined, first = ir.Constant(vector_type, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector_type.count), None)  # a mask of zeros
+        return builder.shuffle_vector(builder.insert_element(undefined, number, first), undefined, everywhere)
+
+    @intrinsic(prefer_literal=True)
+    def load(typing, row, n, lanes):
+        """row[n : n + lanes] of a contiguous row, as a vector; `lanes` is a constant."""
+        vector = Vector(row.dtype, lanes.literal_value)
+
+        def emit(context, builder, signature, arguments):
+            n = context.cast(builder, arguments[1], signature.args[1], types.intp)
+            address = _address(context, builder, signature.args[0], arguments[0], n, vector)
+            return builder.load(address, align=row.dtype.bitwidth // 8)
+
+        return vector(row, n, lanes), emit
+
+    @intrinsic
+    def store(typing, row, n, vector):
+        """row[n : n + lanes] = vector."""
+
+        def emit(context, builder, signature, arguments):
+            n = context.cast(builder, arguments[1], signature.args[1], types.intp)
+            address = _address(context, builder, signature.args[0], arguments[0], n, vector)
+            builder.store(arguments[2], address, align=row.dtype.bitwidth // 8)
+            return context.get_dummy_value()
+
+        return types.void(row, n, vector), emit
+
+    @intrinsic
+    def madd(typing, a, b, c):
+        """a b + c for one number `a` and vectors b, c: a multiply-add instruction, rounded once, where there is one."""
+
+        def emit(context, builder, signature, arguments):
+            a, b, c = arguments
+            product = builder.fmul(_spread(builder, a, b.type), b, flags=("contract",))
+            return builder.fadd(product, c, flags=("contract",))
+
+        return c(a, b, c), emit
+
+    @intrinsic(prefer_literal=True)
+    def spread(typing, number, lanes):
+        """The vector with `number` in each of its lanes."""
+        vector = Vector(types.unliteral(number), lanes.literal_value)
+
+        def emit(context, builder, signature, arguments):
+            return _spread(builder, arguments[0], context.get_value_type(vector))
+
+        return vector(number, lanes), emit
+
+    @intrinsic
+    def borrow(typing, array):
+        """The array without its reference count, for a kernel whose caller keeps it alive: each slice of an array counts
+        up and down otherwise, in an instruction that waits for all cores. 100 ns a product are a lot where it takes 50."""
+
+        def emit(context, builder, signature, arguments):
+            borrowed = context.make_array(array)(context, builder, value=arguments[0])
+            borrowed.meminfo = ir.Constant(borrowed.meminfo.type, None)
+            borrowed.parent = ir.Constant(borrowed.parent.type, None)
+            return borrowed._getvalue()
+
+        return array(array), emit
+
+    def _lane_by_lane(instruction):
+        """An operation on two vectors of one type."""
+
+        @intrinsic
+        def operation(typing, x, y):
+            return x(x, y), lambda context, builder, signature, arguments: instruction(builder, *arguments)
+
+        return operation
+
+    larger = _lane_by_lane(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
+    minus = _lane_by_lane(lambda builder, x, y: builder.fsub(x, y))
+    plus = _lane_by_lane(lambda builder, x, y: builder.fadd(x, y))
+    times = _lane_by_lane(lambda builder, x, y: builder.fmul(x, y))
+    over = _lane_by_lane(lambda builder, x, y: builder.fdiv(x, y))
+
+else:
+    WIDE_REGISTERS = False
+    load = store = madd = spread = borrow = larger = minus = plus = times = over = None
+
+LANES = 16 if WIDE_REGISTERS else 8  # what the narrowest vector of our kernels holds

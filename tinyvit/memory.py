@@ -1,0 +1,82 @@
+"""Arrays that come back: memory that a finished array leaves is kept for the next one.
+
+A training step makes some hundred arrays of megabytes, frees them, and the next step makes the same ones again. The
+operating system hands out each page anew, zeroed, at the first touch (a page fault), which takes longer than computing
+what goes into it. So within `with Pool():` the large arrays of this thread come from memory that earlier ones left:
+
+    a = empty((64, 50, 64))     # new memory
+    del a                       # nobody looks at it any more
+    b = empty((64, 50, 64))     # the same memory, still in the processor's cache
+
+Nothing has to be given back by hand: Python's reference count knows when an array and all views of it are gone, and a
+weak reference tells the pool. PyTorch's caching allocator does the same for the memory of a GPU.
+"""
+
+import math
+import mmap
+import threading
+import weakref
+
+import numpy as np
+
+SMALL = 2**15  # bytes up to which the C library is quick, since it keeps small pieces itself
+
+_thread = threading.local()
+
+
+def empty(shape, dtype=np.float32):
+    """An array with arbitrary contents, as np.empty gives it; from the thread's pool, if there is one."""
+    pool = getattr(_thread, "pool", None)
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    return np.empty(shape, dtype) if pool is None or size <= SMALL else pool.take(shape, dtype, size)
+
+
+def empty_like(x):
+    """An array of x's shape and dtype with arbitrary contents, C-contiguous."""
+    return empty(x.shape, x.dtype)
+
+
+def add(a, b):
+    """a + b for two arrays of one dtype, the sum that residual connections make so often."""
+    return np.add(a, b, out=empty(np.broadcast_shapes(a.shape, b.shape), a.dtype))
+
+
+class Lease(weakref.ref):
+    """A weak reference to an array that lies in a block of the pool."""
+
+    __slots__ = ("block", "key")
+
+
+class Pool:
+    """Blocks of memory that one thread at a time uses again and again, inside `with pool:`.
+
+    Blocks have sizes of powers of two, so that an array of another batch size finds one too. (The part beyond the
+    array is never touched, and what is never touched takes no memory.) They go back to the system with the pool.
+    """
+
+    def __init__(self):
+        self.free = {}  # size: blocks that no array lies in
+        self.leases = {}  # keeps the weak references alive, without which no one would call
+
+    def __enter__(self):
+        self.outer = getattr(_thread, "pool", None)
+        _thread.pool = self
+        return self
+
+    def __exit__(self, *exception):
+        _thread.pool = self.outer
+
+    def take(self, shape, dtype, size):
+        """An array in a free block, or in a new one."""
+        blocks = self.free.setdefault(1 << (size - 1).bit_length(), [])
+        block = blocks.pop() if blocks else mmap.mmap(-1, 1 << (size - 1).bit_length())
+        array = np.ndarray(shape, dtype, buffer=block)  # a view of it, or of a view, keeps this very array alive
+        lease = Lease(array, self.give_back)
+        lease.block, lease.key = block, id(lease)
+        self.leases[lease.key] = lease
+        return array
+
+    def give_back(self, lease):
+        del self.leases[lease.key]
+        self.free[len(lease.block)].append(lease.block)
