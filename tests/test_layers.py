@@ -16,7 +16,8 @@ ORDER = """
 """.split()
 INSIDE = {
     "kernels": """
-        backend update elementary softmax layernorm gelu cross_entropy simd matmul linear attention im2col warp __init__
+        backend update elementary softmax layernorm gelu cross_entropy simd matmul linear attention block im2col
+        warp __init__
     """.split(),
     "nn": "module initial layers __init__".split(),
     "models": "vit __init__".split(),

@@ -8,7 +8,6 @@ what is remembered for it.
 import numpy as np
 
 from tinyvit import kernels, ops
-from tinyvit.memory import empty
 from tinyvit.tensor import Tensor, differentiable
 
 
@@ -30,7 +29,7 @@ def linear(x, weight, bias):
 
 @differentiable
 def linear_gelu(x, weight, bias, *, tanh=False):
-    """GELU(x W + b), shapes as for `linear`, `tanh` as for `gelu`: the first half of a Transformer's MLP in one node."""
+    """GELU(x W + b), shapes as for `linear`, `tanh` as for `gelu`: the first half of an MLP in one node."""
     rows = _rows(x, weight)
     shape = x.shape
     y, slope = kernels.linear_gelu(rows, weight, bias, tanh)
@@ -101,6 +100,23 @@ def attention(qkv, *, heads, maps=None):
     if maps is not None:
         maps.append(p.copy())
     return out, lambda g: kernels.attention_backward(qkv, p, g, heads, scale)
+
+
+@differentiable
+def encoder_block(z, *weights, heads, eps=1e-6, tanh=False):
+    """z + MSA(LN(z)), then the same with the MLP, z (B, N, D) -> (B, N, D): paper eq. 2 and 3 in one node.
+
+    What `nn.EncoderBlock` composes of the ops above; it says when it takes this one instead. `weights` are its twelve
+    parameters in order of definition.
+    """
+    z, weights = kernels.contiguous(z), tuple(map(kernels.contiguous, weights))
+    out, kept = kernels.encoder_block(z, weights, heads, eps, tanh)
+
+    def pullback(g):
+        dz, gradients = kernels.encoder_block_backward(kernels.contiguous(g), weights, kept, heads)
+        return dz, *gradients
+
+    return out, pullback
 
 
 @differentiable

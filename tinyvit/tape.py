@@ -30,6 +30,7 @@ FLOPS = {
     "matmul": lambda ins, out: 2 * ins[0][-1] * prod(out),
     "linear": lambda ins, out: (2 * ins[1][0] + (ins[2] is not None)) * prod(out),
     "linear_gelu": lambda ins, out: (2 * ins[1][0] + 8 + (ins[2] is not None)) * prod(out),
+    "encoder_block": lambda ins, out: _block_flops(*out, ins[9][1]),
     "attention": lambda ins, out: 4 * ins[0][1] * prod(out),  # q kᵀ and p v: 2·N²·D multiply-adds an image
     "conv2d": lambda ins, out: 2 * prod(ins[1][:-1]) * prod(out),
     "softmax": lambda ins, out: 5 * prod(out),
@@ -37,6 +38,11 @@ FLOPS = {
     "layer_norm": lambda ins, out: 8 * prod(out),
     "cross_entropy": lambda ins, out: 5 * prod(ins[0]),
 }
+
+
+def _block_flops(B, N, D, M):
+    """What the block's ops add up to: products with weights and biases, attention, two norms, GELU, two additions."""
+    return B * N * (2 * (4 * D * D + 2 * D * M) + 5 * D + M + 4 * N * D + 2 * 8 * D + 8 * M + 2 * D)
 
 
 @dataclass(frozen=True)

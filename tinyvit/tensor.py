@@ -174,9 +174,7 @@ def walk(root, gradient):
                     f"the gradient of {node.op} with respect to its input {parent.shape} is the first non-finite one"
                 )
             if parent in arrived:
-                arrived[parent] = memory.add(
-                    arrived[parent], part
-                )  # not +=: the first term may be shared with other nodes
+                arrived[parent] = memory.add(arrived[parent], part)  # not +=: others may share the first term
             else:
                 arrived[parent] = part
                 heapq.heappush(todo, (-parent.order, parent))

@@ -13,6 +13,7 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
     matmul          the matrix product in registers, large and many small ones
     linear          x W + b and its gradients, with GELU behind it
     attention       softmax between two matrix products, where q, k and v lie
+    block           an encoder block in one kernel, of the loops above
     im2col          windows of an image as the rows of a matrix, for patches and convolutions
     warp            rotate, zoom and shift images, for augmentation
 """
@@ -24,9 +25,11 @@ from tinyvit.kernels.backend import (
     announce_compilation,
     backend,
     compiled_before,
+    contiguous,
     jit,
     use,
 )
+from tinyvit.kernels.block import encoder_block, encoder_block_backward, encoder_block_fits
 from tinyvit.kernels.cross_entropy import cross_entropy, cross_entropy_backward
 from tinyvit.kernels.elementary import exp, normal
 from tinyvit.kernels.gelu import gelu, gelu_backward
@@ -39,8 +42,9 @@ from tinyvit.kernels.update import adamw, add_into, sgd, squared_norm
 from tinyvit.kernels.warp import warp
 
 __all__ = [
-    "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention",
-    "attention_backward", "backend", "batched_matmul", "col2im", "compiled_before", "cross_entropy",
-    "cross_entropy_backward", "exp", "gelu", "gelu_backward", "im2col", "jit", "layernorm", "layernorm_backward",
-    "linear", "linear_backward", "linear_gelu", "normal", "sgd", "softmax", "softmax_backward", "squared_norm", "use", "warp",
+    "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention", "attention_backward",
+    "backend", "batched_matmul", "col2im", "compiled_before", "contiguous", "cross_entropy", "cross_entropy_backward",
+    "encoder_block", "encoder_block_backward", "encoder_block_fits", "exp", "gelu", "gelu_backward", "im2col", "jit",
+    "layernorm", "layernorm_backward", "linear", "linear_backward", "linear_gelu", "normal", "sgd", "softmax",
+    "softmax_backward", "squared_norm", "use", "warp",
 ]  # fmt: skip

@@ -58,7 +58,7 @@ def attention(qkv, heads, scale):
     B, N, width = qkv.shape
     columns = empty((B, heads, N, -(-N // LANES) * LANES), qkv.dtype)
     out = empty((B, N, width // 3), qkv.dtype)
-    _attention(qkv, heads, qkv.dtype.type(scale), columns, out, *_scratch(columns, width // 3 // heads))
+    attention_loop(qkv, heads, qkv.dtype.type(scale), columns, out, *scratch(columns, width // 3 // heads))
     return _without_padding(out, heads, D), _rows_of(columns)
 
 
@@ -97,7 +97,7 @@ def _columns_of(p):
     return columns
 
 
-def _scratch(columns, K):
+def scratch(columns, K):
     """What the kernels need besides: room for a block of queries, transposed; for its scores; and zeros."""
     N, most = columns.shape[2], min(columns.shape[3], QUERIES)
     dtype = columns.dtype
@@ -105,7 +105,7 @@ def _scratch(columns, K):
 
 
 @jit
-def _attention(qkv, H, scale, p, out, q_columns, block, zero):
+def attention_loop(qkv, H, scale, p, out, q_columns, block, zero):
     """p (B, H, N, a multiple of LANES), out (B, N, D)."""
     B, N, width = qkv.shape
     D, K = width // 3, width // 3 // H
@@ -124,7 +124,7 @@ def _attention(qkv, H, scale, p, out, q_columns, block, zero):
                 some = min(QUERIES, columns - i)
                 whole = some == columns
                 s = p[b, h] if whole else block[: N * some].reshape(N, some)
-                _transpose(q[i : i + some], q_columns)
+                transpose(q[i : i + some], q_columns)
                 multiply_small(k, q_columns[:, :some], zero[:, :some], s[:, :some])  # sᵀ = k qᵀ
                 _softmax_columns(s, scale)
                 count = min(some, N - i)
@@ -134,7 +134,7 @@ def _attention(qkv, H, scale, p, out, q_columns, block, zero):
 
 
 @jit
-def _transpose(x, columns):
+def transpose(x, columns):
     for i in range(x.shape[0]):
         row = x[i]
         for j in range(row.size):
@@ -200,12 +200,12 @@ def attention_backward(qkv, p, g, heads, scale):
     qkv, g = _with_whole_heads(qkv, 3, heads), _with_whole_heads(g, 1, heads)
     dqkv = empty(qkv.shape, qkv.dtype)
     p, K = _columns_of(p), g.shape[2] // heads
-    _attention_backward(qkv, p, g, heads, qkv.dtype.type(scale), dqkv, *_scratch(p, K))
+    attention_backward_loop(qkv, p, g, heads, qkv.dtype.type(scale), dqkv, *scratch(p, K))
     return _without_padding(dqkv, 3 * heads, 3 * D)
 
 
 @jit
-def _attention_backward(qkv, p, g, H, scale, dqkv, g_columns, block, zero):
+def attention_backward_loop(qkv, p, g, H, scale, dqkv, g_columns, block, zero):
     B, N, width = qkv.shape
     D, K = width // 3, width // 3 // H
     columns = p.shape[3]
@@ -225,7 +225,7 @@ def _attention_backward(qkv, p, g, H, scale, dqkv, g_columns, block, zero):
                 some = min(QUERIES, columns - i)
                 count = min(some, N - i)
                 ds = block[: N * some].reshape(N, some)
-                _transpose(gh[i : i + some], g_columns)
+                transpose(gh[i : i + some], g_columns)
                 multiply_small(v, g_columns[:, :some], zero[:, :some], ds[:, :some])  # dpᵀ = v gᵀ
                 pi = p[b, h][:, i : i + some]
                 _softmax_backward_columns(pi, ds, scale)

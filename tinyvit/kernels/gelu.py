@@ -90,13 +90,9 @@ def _gelu_backward_tanh(x, g, dx):
         dx[i] = g[i] * (s + x[i] * s * (one - s) * (a + three * b * square))
 
 
-def gelu_in_place(x, y, tanh):
-    """y = GELU(x), and x becomes GELU'(x), for 1-D arrays: both from one exponential, for kernels that keep the latter."""
-    (_split_tanh if tanh else _split_exact)(x, y)
-
-
 @jit
-def _split_exact(x, y):
+def split_exact(x, y):
+    """y = GELU(x), and x becomes GELU'(x), for 1-D arrays: one exponential for both."""
     for i in range(x.size):
         cdf, density = normal(x[i])
         y[i] = x[i] * cdf
@@ -104,7 +100,8 @@ def _split_exact(x, y):
 
 
 @jit
-def _split_tanh(x, y):
+def split_tanh(x, y):
+    """As `split_exact`, in the tanh form."""
     one, three = x.dtype.type(1), x.dtype.type(3)
     a, b = x.dtype.type(2 * SQRT_2_PI), x.dtype.type(2 * SQRT_2_PI * CUBIC)
     for i in range(x.size):

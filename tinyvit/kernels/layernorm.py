@@ -32,12 +32,12 @@ def layernorm(x, gamma, beta, eps):
     _check(x, gamma, beta)
     x, gamma, beta = contiguous(x, gamma, beta)
     y, mean, rstd = empty_like(x), np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
-    _layernorm(x, gamma, beta, x.dtype.type(eps), y, mean, rstd)
+    layernorm_loop(x, gamma, beta, x.dtype.type(eps), y, mean, rstd)
     return y, mean, rstd
 
 
 @jit
-def _layernorm(x, gamma, beta, eps, y, mean, rstd):
+def layernorm_loop(x, gamma, beta, eps, y, mean, rstd):
     one, D = x.dtype.type(1), x.dtype.type(x.shape[1])
     for i in range(x.shape[0]):
         row, out = x[i], y[i]
@@ -82,12 +82,12 @@ def layernorm_backward(x, gamma, mean, rstd, g):
     _check_backward(x, gamma, mean, rstd, g)
     x, gamma, mean, rstd, g = contiguous(x, gamma, mean, rstd, g)
     dx, dgamma, dbeta = empty_like(x), np.zeros_like(gamma), np.zeros_like(gamma)
-    _layernorm_backward(x, gamma, mean, rstd, g, dx, dgamma, dbeta)
+    layernorm_backward_loop(x, gamma, mean, rstd, g, dx, dgamma, dbeta)
     return dx, dgamma, dbeta
 
 
 @jit
-def _layernorm_backward(x, gamma, mean, rstd, g, dx, dgamma, dbeta):
+def layernorm_backward_loop(x, gamma, mean, rstd, g, dx, dgamma, dbeta):
     D = x.dtype.type(x.shape[1])
     for i in range(x.shape[0]):
         row, gi, out = x[i], g[i], dx[i]

@@ -1,8 +1,8 @@
 """The matrix product, where nearly all of a Transformer's time goes: start + A B in registers.
 
-C_mn = Σ_k A_mk B_kn asks for two numbers for each multiply-add, and a core can multiply-add far more than it can load. So
-load less: keep a *tile* of C, 4 rows by up to 4 registers, in registers for all of k. Then one turn of the loop over k
-loads 4 registers of B and 4 numbers of A for 16 multiply-adds, and C is loaded and stored once.
+C_mn = Σ_k A_mk B_kn asks for two numbers for each multiply-add, and a core can multiply-add far more than it can load.
+So load less: keep a *tile* of C, 4 rows by up to 4 registers, in registers for all of k. Then one turn of the loop over
+k loads 4 registers of B and 4 numbers of A for 16 multiply-adds, and C is loaded and stored once.
 
     for each strip of columns:  copy the strip of B into a panel, which lies dense in the first-level cache
         for each four rows:     c = start;  for k:  c += A[m, k] · panel[k];  C = c
@@ -56,8 +56,8 @@ def _strip(lanes):
 
     @jit
     def tall(A, B, start, C):
-        """The same in tiles of eight rows, for a strip of one register: a multiply-add takes four cycles and two begin in
-        each cycle, so it takes eight sums in the making to keep a core busy."""
+        """The same in tiles of eight rows, for a strip of one register: a multiply-add takes four cycles and two begin
+        in each cycle, so it takes eight sums in the making to keep a core busy."""
         M, K = A.shape
         whole, step = M // 8 * 8, min(start.shape[0] - 1, 1)
         for m in range(0, whole, 8):
@@ -138,7 +138,7 @@ def multiply(A, B, start, C):
 
 
 def product(A, B, bias=None):
-    """A (M, K) B (K, N) + bias (N,), for other kernels: contiguous arrays of one dtype, but that A may be a transpose."""
+    """A (M, K) B (K, N) + bias (N,), for other kernels: contiguous arrays of one dtype; A may be a transpose."""
     M, N = len(A), B.shape[1]
     width = -(-N // NARROWEST) * NARROWEST
     start = np.zeros((1, width), B.dtype)

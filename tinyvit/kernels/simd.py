@@ -94,8 +94,8 @@ if numba:
 
     @intrinsic
     def borrow(typing, array):
-        """The array without its reference count, for a kernel whose caller keeps it alive: each slice of an array counts
-        up and down otherwise, in an instruction that waits for all cores. 100 ns a product are a lot where it takes 50."""
+        """The array without its reference count, for a kernel whose caller keeps it alive: otherwise each slice counts
+        up and down, atomically, which takes as long as the product of two small matrices."""
 
         def emit(context, builder, signature, arguments):
             borrowed = context.make_array(array)(context, builder, value=arguments[0])

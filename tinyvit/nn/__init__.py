@@ -12,10 +12,10 @@ from tinyvit.nn.layers import (
     nearest_patch,
     patchify,
 )
-from tinyvit.nn.module import Module, Parameter, evaluating, generator, random_state
+from tinyvit.nn.module import Module, Parameter, composed, evaluating, generator, random_state
 
 __all__ = [
     "MLP", "Dropout", "EncoderBlock", "LayerNorm", "Linear", "Module", "MultiHeadSelfAttention", "Parameter",
-    "PatchEmbedding", "evaluating", "generator", "lecun_normal", "nearest_patch", "patchify", "random_state",
-    "xavier_uniform",
+    "PatchEmbedding", "composed", "evaluating", "generator", "lecun_normal", "nearest_patch", "patchify",
+    "random_state", "xavier_uniform",
 ]  # fmt: skip

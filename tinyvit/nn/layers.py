@@ -10,8 +10,9 @@ Paper: section 3.1 and appendix A. (Its equations leave out the biases, which it
 import numpy as np
 
 from tinyvit import functional as F
+from tinyvit import kernels
 from tinyvit.nn.initial import lecun_normal, xavier_uniform
-from tinyvit.nn.module import Module, Parameter, evaluating_now, generator
+from tinyvit.nn.module import Module, Parameter, composing_now, evaluating_now, generator
 from tinyvit.tensor import differentiable
 
 
@@ -52,9 +53,11 @@ class Dropout(Module):
             raise ValueError(f"a dropout probability must be in [0, 1), got {p}")
         self.p = p
 
+    def is_active(self):
+        return self.p > 0 and self.training and not evaluating_now()
+
     def forward(self, x):
-        active = self.p and self.training and not evaluating_now()
-        return F.dropout(x, self.p, generator()) if active else x
+        return F.dropout(x, self.p, generator()) if self.is_active() else x
 
 
 class MultiHeadSelfAttention(Module):
@@ -108,8 +111,27 @@ class EncoderBlock(Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, z, maps=None):
+        if maps is None and self._can_be_one_kernel():
+            return self._as_one_kernel(z)
         z = z + self.dropout(self.attention(self.norm1(z), maps=maps))
         return z + self.mlp(self.norm2(z))
+
+    def _can_be_one_kernel(self):
+        if composing_now() or kernels.backend() != "numba" or self.dropout.is_active():
+            return False
+        width, hidden = self.mlp.fc1.weight.shape
+        return kernels.encoder_block_fits(width, self.attention.heads, hidden)
+
+    def _as_one_kernel(self, z):
+        """The two lines of `forward` in one op, see kernels/block.py: fewer visits to Python, and to memory."""
+        norm1, qkv, out, norm2, fc1, fc2 = (
+            self.norm1, self.attention.qkv, self.attention.out, self.norm2, self.mlp.fc1, self.mlp.fc2
+        )  # fmt: skip
+        weights = (
+            norm1.gamma, norm1.beta, qkv.weight, qkv.bias, out.weight, out.bias,
+            norm2.gamma, norm2.beta, fc1.weight, fc1.bias, fc2.weight, fc2.bias,
+        )  # fmt: skip
+        return F.encoder_block(z, *weights, heads=self.attention.heads, eps=norm1.eps, tanh=self.mlp.gelu == "tanh")
 
 
 class PatchEmbedding(Module):

@@ -53,6 +53,24 @@ def evaluating_now():
     return _evaluating.get()
 
 
+_composing = ContextVar("composing", default=False)
+
+
+@contextlib.contextmanager
+def composed():
+    """Within this block, in this thread, an encoder block is composed of its layers' ops even where one fused kernel
+    would do: to see each op on the tape, or to find the one that goes wrong."""
+    token = _composing.set(True)
+    try:
+        yield
+    finally:
+        _composing.reset(token)
+
+
+def composing_now():
+    return _composing.get()
+
+
 _observer = ContextVar("observer", default=None)
 
 
@@ -218,7 +236,7 @@ class Module:
         def note(module, out):
             shapes[id(module)] = (out[0] if isinstance(out, tuple) else out).shape
 
-        with no_grad(), _observe(note):
+        with no_grad(), composed(), _observe(note):
             self(*inputs)
         lines = [f"{'module':<28} {'kind':<24} {'output':<20} {'parameters':>12}"]
 

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from tinyvit import functional as F
 from tinyvit import kernels
 from tinyvit.memory import Pool
-from tinyvit.nn import random_state
+from tinyvit.nn import composed, random_state
 from tinyvit.tensor import check_finite
 
 
@@ -146,7 +146,7 @@ class Shards:
             return "the images themselves are not finite"
         pool, self.pool = self.pool, None  # check_finite acts on this thread
         try:
-            with check_finite():
+            with check_finite(), composed():
                 self.gradient(images, labels, smoothing, seed)
         except FloatingPointError as error:
             return str(error)
