@@ -6,7 +6,7 @@ so what counts is how often the scores travel between memory and core, and wheth
 function's docstring says what changed, why that is faster or not, and what is in the way now.
 
 GFLOP/s count the two products' 4 B H N² K flops, the softmax not. "Kept" is what the backward pass will want of the
-scores. All run on one thread but the last two, and each is compared with the NumPy spec before it is timed. The
+scores. All run on one thread but two, and each is compared with the NumPy spec before it is timed. The
 contenders take turns within each round; a time is the median of the rounds. Large arrays come from a pool of memory, as
 in training, but for NumPy's and PyTorch's own.
 """
@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numba
 import numpy as np
-from matmul_story import BLUE, LIGHT_BLUE, ORANGE, bars, blas_name, short, taking_turns
+from stories import LIGHT_BLUE, bars, blas_name, short, taking_turns
 
+from tinyvit.bench import has_pytorch
 from tinyvit.bench.machine import machine
 from tinyvit.kernels import attention
 from tinyvit.kernels.backend import jit
@@ -28,18 +29,14 @@ from tinyvit.kernels.elementary import exp
 from tinyvit.kernels.softmax import softmax_rows
 from tinyvit.memory import Pool, empty
 from tinyvit.train import available_cores, one_blas_thread
-from tinyvit.viz.figure import GREY, WIDTH, Picture, save, styled
-
-try:
-    import torch
-except ImportError:
-    torch = None
+from tinyvit.viz.figure import BLUE, GREY, ORANGE, WIDTH, Picture, save, styled
 
 
 def numpy_spec(qkv, heads, scale):
     """The equation in NumPy. Each of its operations is a pass over all scores of the batch, which by then have left the
-    near caches: the product, the scaling, the maximum, the difference, the exponential, the sum, the division, the second
-    product. And each result is an array of its own, whose memory the operating system has to find and to clear."""
+    near caches: the product, the scaling, the maximum, the difference, the exponential, the sum, the division, the
+    second product. And each result is an array of its own, whose memory the operating system has to find and to
+    clear."""
     return attention.numpy(qkv, heads, scale)
 
 
@@ -84,24 +81,11 @@ def _query_by_query(qkv, H, scale, p, out):
                     out[b, i, h * K + c] = mean
 
 
-def fused_softmax(qkv, heads, scale):
-    """Between NumPy's two products one kernel does scale, maximum, exponential and division in place, a few rows at a
-    time, with an exponential in vectors (`kernels/elementary.py`). That leaves three passes over the scores and one
-    array. Now the products are in the way: NumPy calls BLAS for one head of one image at a time, and such a call,
-    made for large matrices, takes longer to prepare than to compute."""
-    B, N, width = qkv.shape
-    q, k, v = qkv.reshape(B, N, 3, heads, -1).transpose(2, 0, 3, 1, 4)  # views, (B, H, N, K)
-    out, p = new_results(qkv, heads)
-    np.matmul(q, k.mT, out=p)
-    softmax_rows(p.reshape(-1, N), qkv.dtype.type(scale))
-    np.matmul(p, v, out=out.reshape(B, N, heads, -1).transpose(0, 2, 1, 3))
-    return out, p
-
-
 def head_by_head(qkv, heads, scale):
-    """All in one kernel, with loops that the compiler puts in vectors. A head's keys are copied once, transposed, so that a
-    query's scores lie side by side: each of its 16 numbers times a row of that copy. What is left: such a loop loads
-    and stores the scores for each of these multiplications instead of keeping them in registers."""
+    """All in one kernel, with loops that the compiler puts in vectors. A head's keys are copied once, transposed, so
+    that a query's scores lie side by side: each of its 16 numbers times a row of that copy. At 50 tokens three fourths
+    of the time are still the products: their inner loops, over 50 scores or a head's 16 numbers, are short, and load
+    and store the sums at each turn instead of keeping them in registers."""
     out, p = new_results(qkv, heads)
     _head_by_head(qkv, heads, qkv.dtype.type(scale), p, out)
     return out, p
@@ -161,10 +145,25 @@ def _mean(p, v, mean):
             mean[c] += weight * values[c]
 
 
+def fused_softmax(qkv, heads, scale):
+    """Leave the products to BLAS, then; between the two, one kernel does scale, maximum, exponential and division in
+    place, a few rows at a time, with an exponential in vectors (`kernels/elementary.py`). That leaves three passes over
+    the scores and one array. Now it is the way to BLAS that is long for matrices so small: NumPy calls it for one head
+    of one image at a time."""
+    B, N, width = qkv.shape
+    q, k, v = qkv.reshape(B, N, 3, heads, -1).transpose(2, 0, 3, 1, 4)  # views, (B, H, N, K)
+    out, p = new_results(qkv, heads)
+    np.matmul(q, k.mT, out=p)
+    softmax_rows(p.reshape(-1, N), qkv.dtype.type(scale))
+    np.matmul(p, v, out=out.reshape(B, N, heads, -1).transpose(0, 2, 1, 3))
+    return out, p
+
+
 def in_registers(qkv, heads, scale):
-    """tinyvit's kernel: the same walk, with both products in tiles of registers, as `matmul_story.py` comes to them, and
-    the scores of 8 or 16 queries side by side in a register, so that no step of the softmax goes from lane to lane.
-    What is left is about half exponentials, and the edges: 50 keys and queries fill no whole number of registers."""
+    """tinyvit's kernel: head by head again, with both products in tiles of registers, as `matmul_story.py` comes to
+    them, and the scores of 8 or 16 queries side by side in a register, so that no step of the softmax goes from lane to
+    lane. At 50 tokens half of the time are the products now, four tenths the softmax, and a tenth copying queries. Some
+    of it is for nothing: 50 queries take 64 places, since registers come whole."""
     return attention.numba(qkv, heads, scale)
 
 
@@ -172,11 +171,11 @@ KEYS = 32  # in a block
 
 
 def online_softmax(qkv, heads, scale):
-    """FlashAttention's idea (Dao et al. 2022; the running maximum: Milakov and Gimelshein 2018) in plain loops: a few keys
-    at a time, and no row of p ever exists. The mean so far was weighted relative to the largest score so far; when a
-    larger one comes, it shrinks by e^(old - new). Of N² scores nothing is kept but a number for each query, log Σ
-    e^score, from which the backward pass computes p again. For few tokens this is more work and
-    saves nothing that was short; for thousands, p would not fit."""
+    """FlashAttention's idea (Dao et al. 2022; the running maximum: Milakov and Gimelshein 2018) in plain loops: a few
+    keys at a time, and no row of p ever exists. The mean so far was weighted relative to the largest score so far; when
+    a larger one comes, it shrinks by e^(old - new). Of N² scores nothing is kept but a number for each query, log Σ
+    e^score, from which the backward pass computes p again. For few tokens this is more work and saves nothing that was
+    short; for thousands, p would not fit."""
     B, N, width = qkv.shape
     out, log_sums = empty((B, N, width // 3), qkv.dtype), empty((B, heads, N), qkv.dtype)
     _online_softmax(qkv, heads, qkv.dtype.type(scale), log_sums, out)
@@ -261,6 +260,9 @@ def shards(qkv, heads, scale, workers, pools):
 
 def pytorch(qkv, heads, scale):
     """PyTorch's fused attention: in blocks, with an online softmax, and with products from a BLAS."""
+    import torch
+
+    torch.set_num_threads(1)
     with torch.inference_mode():
         q, k, v = torch.from_numpy(qkv).view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -270,8 +272,8 @@ def pytorch(qkv, heads, scale):
 STEPS = {
     "NumPy: pass after pass": numpy_spec,
     "query by query, plain loops": query_by_query,
-    "softmax fused between products": fused_softmax,
     "head by head, loops in vectors": head_by_head,
+    "softmax fused between products": fused_softmax,
     "products in registers: tinyvit": in_registers,
     "online softmax, p never stored": online_softmax,
 }
@@ -300,7 +302,7 @@ def measure(B, N, D, H, rounds, threads):
     pools = [Pool() for _ in range(threads)]
     with one_blas_thread(), ThreadPoolExecutor(threads) as workers, Pool():
         several["tinyvit, shards in threads"] = lambda *args: shards(*args, workers, pools)
-        serial = STEPS | ({PYTORCH: pytorch} if torch else {})
+        serial = STEPS | ({PYTORCH: pytorch} if has_pytorch() else {})
         times = {}
         for group in serial, several:  # apart, because threads that wait for work disturb who computes alone
             times |= taking_turns({name: checked(name, step, qkv, H, scale) for name, step in group.items()}, rounds)
@@ -343,7 +345,7 @@ def draw(results):
 
 
 def shape(text):
-    """ "64x50x64x4" -> (64, 50, 64, 4)"""
+    """From "64x50x64x4" to (64, 50, 64, 4)."""
     try:
         B, N, D, H = (int(part) for part in text.split("x"))
     except ValueError:
@@ -356,15 +358,14 @@ def shape(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", type=shape, default=[(64, 50, 64, 4), (64, 17, 64, 4)], metavar="BxNxDxH")
+    default = [(64, 50, 64, 4), (64, 17, 64, 4)]
+    parser.add_argument("--shapes", nargs="+", type=shape, default=default, metavar="BxNxDxH")
     parser.add_argument("--rounds", type=int, default=25, help="of which a time is the median (25)")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--picture", type=Path, help="write the picture to this PNG file")
     arguments = parser.parse_args()
     threads = min(available_cores(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
-    if torch:
-        torch.set_num_threads(1)
     results = []
     for one in arguments.shapes:
         results.append(measure(*one, arguments.rounds, threads))

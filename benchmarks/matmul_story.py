@@ -1,12 +1,12 @@
 """From three loops to the speed of BLAS, a step at a time: `python benchmarks/matmul_story.py [--json F] [--picture F]`
 
-One product C = A B in float32, written ten times. Each function is short, and its docstring says what changed, why that
-is faster and what is in the way now. A core is measured beside them: how many multiply-adds it does in a second when
-all numbers are in registers already (`peak`). All ten ask for the same 2 M N K flops, so how near a step comes to that
+One product C = A B in float32, written eleven times. Each function is short, and its docstring says what changed, why
+that is faster and what is in the way now. A core is measured beside them: how many multiply-adds it does in a second
+when all numbers are in registers already (`peak`). All ask for the same 2 M N K flops, so how near a step comes to that
 peak tells how well it feeds the core, and nothing else.
 
-The steps run on one thread, and so does NumPy's BLAS beside them; the last two share the rows among threads. Each result
-is compared with A @ B before it is timed. The contenders take turns within each round, so that a busy moment of
+The steps run on one thread, and so does NumPy's BLAS beside them; the last two share the rows among threads. Each
+result is compared with A @ B before it is timed. The contenders take turns within each round, so that a busy moment of
 the machine hits all of them; a time is the median of the rounds.
 """
 
@@ -18,16 +18,15 @@ from pathlib import Path
 
 import numba
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
+from stories import LIGHT_BLUE, bars, blas_name, short, taking_turns
+from threadpoolctl import threadpool_limits
 
 from tinyvit.bench.machine import machine
 from tinyvit.kernels.backend import jit
-from tinyvit.kernels.matmul import NARROWEST, WIDEST, multiply, product
-from tinyvit.kernels.simd import LANES, load, madd, plus, spread, store
+from tinyvit.kernels.matmul import NARROWEST, WIDEST, multiply, multiply_arrays
+from tinyvit.kernels.simd import LANES, load, madd, plus, spread, store, window
 from tinyvit.train import available_cores, one_blas_thread
-from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, WIDTH, Picture, save, styled
-
-LIGHT_BLUE = "#80B8D8"
+from tinyvit.viz.figure import BLUE, GREY, ORANGE, WIDTH, Picture, save, styled
 
 
 def python_loops(A, B):
@@ -38,9 +37,9 @@ def python_loops(A, B):
 
 @jit
 def three_loops(A, B, C):
-    """i, j, k: the definition, compiled. No objects any more, but k walks down a column of B, and each number of a column
-    lies in a cache line of its own, of which the other 15 numbers are not used now. So the core waits for caches, and
-    has no vectors: the numbers that would share a register are not neighbours in memory."""
+    """i, j, k: the definition, compiled. No objects any more, but k walks down a column of B, and each number of a
+    column lies in a cache line of its own, of which the other 15 numbers are not used now. So the core waits for
+    caches, and has no vectors: the numbers that would share a register are not neighbours in memory."""
     for i in range(A.shape[0]):
         for j in range(B.shape[1]):
             total = C.dtype.type(0)
@@ -60,8 +59,8 @@ def along_rows(A, B, C):
 
 @jit
 def add_product(A, B, C, i0, i1, k0, k1, n0, n1):
-    """C += A B, over some rows i of C, columns n of C, and stretch of k. The steps below use it for their edges: the rows
-    that are left over when one takes four at a time."""
+    """C += A B, over some rows i of C, columns n of C, and stretch of k. The steps below use it for their edges: the
+    rows that are left over when one takes four at a time."""
     for i in range(i0, i1):
         c = C[i, n0:n1]
         for k in range(k0, k1):
@@ -136,7 +135,8 @@ def blocked(A, B, C):
 
 
 def tile(lanes):
-    """The product by tiles of 4 × lanes, a constant: only so can the compiler give each vector a register of its own."""
+    """The product by tiles of 4 × lanes, a constant: only so can the compiler give each vector a register of its
+    own."""
 
     @jit
     def product_in_tiles(A, B, C):
@@ -186,40 +186,40 @@ def packed(A, B, C):
     """tinyvit's kernel: the strip of B is first copied into a panel, dense and in the first-level cache, which all
     rows of A then read. The copy costs one pass over B and is used M / 4 times. What is left is the edge of things:
     loops and slices, C's stores. BLAS also packs A and blocks for the outer caches, for larger matrices."""
+    multiply_arrays(A, B, zeros(B), C, False)
+
+
+def zeros(B):
+    """What the kernel's sums begin at. It takes whole registers, and does not look."""
     if B.shape[1] % NARROWEST:
-        C[...] = product(A, B)  # which pads B
-    else:
-        multiply(A, B, np.zeros((1, B.shape[1]), B.dtype), C)
+        raise ValueError(f"the kernel takes a multiple of {NARROWEST} columns; got {B.shape[1]}")
+    return np.zeros((1, B.shape[1]), B.dtype)
 
 
 @jit(parallel=True)
 def _parallel(A, B, start, C, parts):
+    (M, K), N = A.shape, B.shape[1]
     for part in numba.prange(parts):
-        first, end = part * len(A) // parts, (part + 1) * len(A) // parts
-        multiply(A[first:end], B, start, C[first:end])
+        first, end = part * M // parts, (part + 1) * M // parts
+        a, b = window(A, first, end - first, 0, K), window(B, 0, K, 0, N)
+        multiply(a, b, window(start, 0, 1, 0, N), window(C, first, end - first, 0, N))
 
 
 def prange_rows(A, B, C):
     """The rows of C shared out among cores by Numba's `prange`; nobody waits for anybody, since no two cores write one
-    row. Its pool of threads is OpenMP's or Numba's own, and knows nothing of BLAS's pool: in a program that uses
-    both, each keeps cores busy waiting while the other computes (the second table). Nor may two threads of Python call
-    such functions at a time, if Numba found no OpenMP."""
-    _parallel(A, B, np.zeros((1, B.shape[1]), B.dtype), C, numba.get_num_threads())
+    row. Its pool of threads is OpenMP's or Numba's own, and knows nothing of BLAS's pool: in a program that uses both,
+    each keeps cores busy waiting while the other computes (the second table). OMP_WAIT_POLICY=passive and
+    OPENBLAS_THREAD_TIMEOUT=4 send them to sleep instead, and then each call has to wake them: on two cores the small
+    product took 7.5 ms in turns with BLAS and 0.28 alone, and with these two 0.5 and 0.55. Nor may two threads of
+    Python call such functions at a time, if Numba found no OpenMP."""
+    _parallel(A, B, zeros(B), C, numba.get_num_threads())
 
 
 def shared_out(A, B, C, pool, parts):
-    """The same with Python's threads and the serial kernel, which releases the GIL. Handing out the parts took two tenths
-    of a millisecond, where half of the small product takes no more. tinyvit does this with whole training steps: a part is a shard of the
-    batch, and nothing has to be handed out in between (`train/shards.py`)."""
+    """The same with Python's threads and the serial kernel, which releases the GIL. Handing out the parts took two
+    tenths of a millisecond, where half of the small product takes no more. tinyvit does this with whole training steps:
+    a part is a shard of the batch, and nothing has to be handed out in between (`train/shards.py`)."""
     list(pool.map(packed, np.array_split(A, parts), [B] * parts, np.array_split(C, parts)))
-
-
-def blas_name():
-    """Which BLAS NumPy has, and for which processor it takes this one, as in "openblas Haswell"."""
-    found = sorted(
-        (p for p in threadpool_info() if p["user_api"] == "blas"), key=lambda p: "numpy" not in p["filepath"]
-    )
-    return " ".join([found[0]["internal_api"], found[0].get("architecture", "")]).strip() if found else "BLAS"
 
 
 def blas(A, B, C):
@@ -243,8 +243,8 @@ TURNS, SUMS = 200_000, 10
 
 @jit
 def peak(a, out):
-    """Nothing but multiply-adds on registers: ten sums in the making, which do not wait for each other, and no loads. Each
-    sum is its own factor, so that no product can be computed once and for all."""
+    """Nothing but multiply-adds on registers: ten sums in the making, which do not wait for each other, and no loads.
+    Each sum is its own factor, so that no product can be computed once and for all."""
     b = spread(a, LANES)
     c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = c8 = c9 = b
     for _ in range(TURNS):
@@ -252,21 +252,6 @@ def peak(a, out):
         c5, c6, c7, c8, c9 = madd(a, c5, b), madd(a, c6, b), madd(a, c7, b), madd(a, c8, b), madd(a, c9, b)
     for c in (c0, c1, c2, c3, c4, c5, c6, c7, c8, c9):
         store(out, 0, plus(load(out, 0, LANES), c))
-
-
-def seconds(run):
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def taking_turns(contenders, rounds):
-    """{name: median seconds} of functions that take turns."""
-    times = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            times[name].append(seconds(run))
-    return {name: float(np.median(ts)) for name, ts in times.items()}
 
 
 def matrices(M, K, N):
@@ -287,27 +272,22 @@ def checked(name, step, A, B, C):
 
 
 def measure(M, K, N, rounds, threads):
-    """Rows of a table, as dicts, and how two pools of threads get along: (label, µs apart, µs taking turns)."""
+    """Rows of a table, as dicts, and how two pools of threads get along."""
     A, B, C = matrices(M, K, N)
     flops, out = 2 * M * N * K, np.zeros(LANES, np.float32)
-    n = 48
-    a, b = A[:n, :n].tolist(), B[:n, :n].tolist()
     with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-        serial = {name: checked(name, step, A, B, C) for name, step in STEPS.items()}
-        serial["BLAS"] = checked("BLAS", blas, A, B, C)
+        serial = {name: checked(name, step, A, B, C) for name, step in (STEPS | {"BLAS": blas}).items()}
         peak(np.float32(0.5), out)
         times = taking_turns({"peak": lambda: peak(np.float32(0.5), out)} | serial, rounds)
         best = TURNS * SUMS * LANES * 2 / times.pop("peak")
-        python = seconds(lambda: python_loops(a, b)) * M * N * K / (len(a) * len(a[0]) * len(b[0]))
-
-        def threaded(A, B, C):
-            shared_out(A, B, C, pool, threads)
-
-        several = {}
-        if N % NARROWEST == 0:
-            several["rows among cores: prange"] = checked("prange", prange_rows, A, B, C)
-        several["rows among threads of Python"] = checked("threads", threaded, A, B, C)
-        together = taking_turns(several, rounds)
+        a, b = A[:48, :48].tolist(), B[:48, :48].tolist()
+        corner = taking_turns({"Python": lambda: python_loops(a, b)}, 3)["Python"]
+        python = corner * M * N * K / (len(a) * len(b) * len(b[0]))
+        several = {
+            "rows among cores: prange": prange_rows,
+            "rows among threads of Python": lambda A, B, C: shared_out(A, B, C, pool, threads),
+        }
+        together = taking_turns({name: checked(name, step, A, B, C) for name, step in several.items()}, rounds)
     rows = [dict(step="Python's loops (extrapolated)", threads=1, seconds=python)]
     rows += [dict(step=name, threads=1, seconds=time) for name, time in times.items() if name != "BLAS"]
     rows += [dict(step=name, threads=threads, seconds=time) for name, time in together.items()]
@@ -320,21 +300,16 @@ def measure(M, K, N, rounds, threads):
 
 def two_pools(A, B, C, rounds, threads):
     """What a product takes by prange and by BLAS, both with all threads: each for a while alone, and taking turns."""
-    if threads == 1 or B.shape[1] % NARROWEST:
+    if threads == 1:
         return []
     runs = {"prange": lambda: prange_rows(A, B, C), "BLAS": lambda: blas(A, B, C)}
     with threadpool_limits(threads, user_api="blas"):
         apart = {}
         for name, run in runs.items():
             time.sleep(0.3)  # until the other pool has gone to sleep
-            apart |= taking_turns({"": run, name: run}, rounds)
+            apart |= taking_turns({name: run}, rounds)
         turns = taking_turns(runs, rounds)
     return [dict(pool=name, apart=apart[name], turns=turns[name]) for name in runs]
-
-
-def short(number):
-    """With two digits where it is small."""
-    return f"{number:.2g}" if number < 10 else f"{number:.0f}"
 
 
 def table(result):
@@ -365,7 +340,9 @@ def draw(results):
     figure.suptitle("One matrix product, written again and again: GFLOP/s")
     for axes, result in zip(np.atleast_1d(figure.subplots(len(results), 1, sharex=True)), results, strict=True):
         rows = result["rows"]
-        bars(axes, [row["gflops"] for row in rows], [label(row, result["blas"]) for row in rows], colours(rows))
+        names = [row["step"] + (f", {row['threads']}" if row["threads"] > 1 else "") for row in rows[:-1]]
+        colours = [LIGHT_BLUE if row["threads"] > 1 else BLUE for row in rows[:-1]]
+        bars(axes, [row["gflops"] for row in rows], [*names, f"BLAS: {result['blas']}"], [*colours, ORANGE])
         axes.axvline(result["peak"], color=GREY, linewidth=1, linestyle="--", zorder=0)
         axes.annotate(
             "peak of one core", (result["peak"], 0), (4, 0), textcoords="offset points", va="center", color=GREY
@@ -375,37 +352,15 @@ def draw(results):
     return figure
 
 
-def label(row, blas):
-    return blas if row["step"] == "BLAS" else row["step"] + (f", {row['threads']}" if row["threads"] > 1 else "")
-
-
-def colours(rows):
-    return [ORANGE if row["step"] == "BLAS" else LIGHT_BLUE if row["threads"] > 1 else BLUE for row in rows]
-
-
-def bars(axes, values, names, colours):
-    """Horizontal bars from top to bottom, each with its value."""
-    axes.barh(range(len(values)), values, 0.75, color=colours)
-    for i, value in enumerate(values):
-        words = axes.annotate(short(value), (value, i), (3, 0), textcoords="offset points", va="center", color=INK)
-        words.set_bbox(dict(facecolor="white", edgecolor="none", pad=0.5))
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.margins(x=0.1)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-
-
 def size(text):
-    """ "3200x64x256" -> (3200, 64, 256)"""
+    """From "3200x64x256" to (3200, 64, 256)."""
     try:
         M, K, N = (int(part) for part in text.split("x"))
     except ValueError:
         M = K = N = 0
-    if min(M, K, N) < 1:
-        raise argparse.ArgumentTypeError(
-            f"a size is M x K x N, whole numbers from 1 on, as in 3200x64x256; got {text!r}"
-        )
+    if min(M, K, N) < 1 or N % NARROWEST:
+        must = f"a size is MxKxN, whole numbers from 1 on, N a multiple of {NARROWEST}, as in 3200x64x256"
+        raise argparse.ArgumentTypeError(f"{must}; got {text!r}")
     return M, K, N
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvit import Tensor, functional, gradcheck, kernels, ops
+from tinyvit import Tensor, functional, gradcheck, kernels, nn, ops
 
 rng = np.random.default_rng(0)
 
@@ -121,7 +121,39 @@ def test_gradcheck(name, backend):
 
 def test_every_fused_op_is_checked():
     fused = {name.lstrip("_") for name, op in vars(functional).items() if hasattr(op, "__wrapped__")}
-    assert fused == {name.split(",")[0] for name in [*CASES, "gelu"]}
+    assert fused == {name.split(",")[0] for name in [*CASES, "gelu"]} | {"encoder_block"}
+
+
+@pytest.mark.parametrize("sizes", [(3, 17, 48, 4, 96, False), (1, 1, 4, 1, 8, True), (2, 130, 16, 2, 20, False)])
+def test_an_encoder_block_in_one_kernel_equals_the_composed_one(sizes):
+    """With which it also has its gradients checked: the composed one's ops are, above."""
+    B, N, D, heads, hidden, tanh = sizes
+    block = nn.EncoderBlock(D, heads, hidden, np.random.default_rng(0), tanh=tanh).astype(np.float64)
+    for p in block.parameters():
+        p.data += 0.3 * rng.standard_normal(p.shape)
+    z, seed = leaf(B, N, D), rng.standard_normal((B, N, D))
+
+    def run():
+        for x in (z, *block.parameters()):
+            x.grad = None
+        out = block(z)
+        ops_seen = [row.op for row in out.trace().rows]
+        out.backward(seed)
+        return ops_seen, [out.data, z.grad, *(p.grad for p in block.parameters())]
+
+    names, fused = run()
+    with nn.composed():
+        more_names, composed = run()
+    assert "encoder_block" in names and {"attention", "linear_gelu", "layer_norm"} < set(more_names)
+    for ours, theirs in zip(fused, composed, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_an_encoder_block_that_does_not_fit_the_kernel_is_composed(backend):
+    for width, heads, hidden in ((6, 2, 8), (8, 2, 6)):
+        block = nn.EncoderBlock(width, heads, hidden, np.random.default_rng(0))
+        names = {row.op for row in block(leaf(1, 3, width, dtype=np.float32)).trace().rows}
+        assert "encoder_block" not in names and "attention" in names
 
 
 def test_gelu_is_x_times_the_normal_distribution(backend):

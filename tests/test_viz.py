@@ -242,7 +242,8 @@ def block_tape(layers=1):
     for _ in range(layers):
         block = nn.EncoderBlock(8, 2, 16, rng)
         block.name_parameters()
-        x = block(x)
+        with nn.composed():
+            x = block(x)
     return x.sum().trace()
 
 

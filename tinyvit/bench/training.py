@@ -48,7 +48,8 @@ def training_report(results):
         sections += ["## What threads bring", _scaling(results)]
     sections += [
         "## Where a step on one thread goes, in ms",
-        "Kernel by kernel, forward and backward together; all else is Python, the engine, and what NumPy does itself.",
+        "Kernel by kernel, forward and backward together, with each encoder block composed of its single ops, where a "
+        "real step runs it as one kernel. All else is Python, the engine, and what NumPy does itself.",
         _parts(results),
         "## The limit: matrix products alone, one thread",
         "Through NumPy's BLAS into arrays that are there already. A step takes so many times as long:",

@@ -16,8 +16,8 @@ import numpy as np
 
 from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 from tinyvit.kernels.elementary import exp
-from tinyvit.kernels.matmul import NARROWEST, multiply_small
-from tinyvit.kernels.simd import LANES, borrow, larger, load, minus, over, plus, spread, store, times
+from tinyvit.kernels.matmul import NARROWEST, multiply_small, whole
+from tinyvit.kernels.simd import LANES, larger, load, minus, over, plus, spread, store, times, window
 from tinyvit.kernels.softmax import softmax, softmax_backward
 from tinyvit.memory import empty
 
@@ -58,7 +58,9 @@ def attention(qkv, heads, scale):
     B, N, width = qkv.shape
     columns = empty((B, heads, N, -(-N // LANES) * LANES), qkv.dtype)
     out = empty((B, N, width // 3), qkv.dtype)
-    attention_loop(qkv, heads, qkv.dtype.type(scale), columns, out, *scratch(columns, width // 3 // heads))
+    rows, room = qkv.reshape(B * N, width), scratch(N, width // 3 // heads, qkv.dtype)
+    p, y = columns.reshape(B * heads * N, columns.shape[3]), out.reshape(B * N, width // 3)
+    attention_loop(rows, N, heads, qkv.dtype.type(scale), p, y, *room)
     return _without_padding(out, heads, D), _rows_of(columns)
 
 
@@ -97,44 +99,35 @@ def _columns_of(p):
     return columns
 
 
-def scratch(columns, K):
-    """What the kernels need besides: room for a block of queries, transposed; for its scores; and zeros."""
-    N, most = columns.shape[2], min(columns.shape[3], QUERIES)
-    dtype = columns.dtype
-    return np.zeros((K, most), dtype), np.empty(N * most, dtype), np.zeros((1, max(K, most)), dtype)
+def scratch(N, K, dtype):
+    """What the loops need besides: room for a block of queries or gradients, transposed; for its scores; and zeros."""
+    most = min(-(-N // LANES) * LANES, QUERIES)
+    return np.zeros((K, most), dtype), np.zeros((N, most), dtype), np.zeros((1, max(K, most)), dtype)
 
 
 @jit
-def attention_loop(qkv, H, scale, p, out, q_columns, block, zero):
-    """p (B, H, N, a multiple of LANES), out (B, N, D)."""
-    B, N, width = qkv.shape
-    D, K = width // 3, width // 3 // H
-    columns = p.shape[3]
-    qkv, p, out = borrow(qkv), borrow(p), borrow(out)
-    q_columns, block, zero = borrow(q_columns), borrow(block), borrow(zero)
-    for b in range(B):
-        x, y = qkv[b], out[b]
+def attention_loop(qkv, N, H, scale, p, out, q_columns, s, zero):
+    """qkv (B N, 3 D), p (B H N, a multiple of LANES), out (B N, D); the last three from `scratch`."""
+    D, columns = qkv.shape[1] // 3, p.shape[1]
+    K, most = D // H, s.shape[1]
+    scores = s.reshape(s.size)
+    for b in range(0, qkv.shape[0], N):
         for h in range(H):
-            q, k, v = (
-                x[:, h * K : (h + 1) * K],
-                x[:, D + h * K : D + (h + 1) * K],
-                x[:, 2 * D + h * K : 2 * D + (h + 1) * K],
-            )
-            for i in range(0, columns, QUERIES):
-                some = min(QUERIES, columns - i)
-                whole = some == columns
-                s = p[b, h] if whole else block[: N * some].reshape(N, some)
-                transpose(q[i : i + some], q_columns)
-                multiply_small(k, q_columns[:, :some], zero[:, :some], s[:, :some])  # sᵀ = k qᵀ
-                _softmax_columns(s, scale)
-                count = min(some, N - i)
-                multiply_small(s[:, :count].T, v, zero[:, :K], y[i : i + count, h * K : (h + 1) * K])  # p v
-                if not whole:
-                    _copy(s, p[b, h][:, i : i + some])
+            k, v = window(qkv, b, N, D + h * K, K), window(qkv, b, N, 2 * D + h * K, K)
+            for i in range(0, columns, most):
+                width, queries = min(most, columns - i), min(most, N - i)
+                transpose(window(qkv, b + i, queries, h * K, K), whole(q_columns))
+                s_columns = window(s, 0, N, 0, width)
+                multiply_small(k, window(q_columns, 0, K, 0, width), window(zero, 0, 1, 0, width), s_columns)  # k qᵀ
+                _softmax_columns(s_columns, scores, scale)
+                _copy(s_columns, window(p, b * H + h * N, N, i, width))
+                p_rows = window(s.T, 0, queries, 0, N)
+                multiply_small(p_rows, v, window(zero, 0, 1, 0, K), window(out, b + i, queries, h * K, K))  # p v
 
 
 @jit
 def transpose(x, columns):
+    """columns = xᵀ."""
     for i in range(x.shape[0]):
         row = x[i]
         for j in range(row.size):
@@ -149,19 +142,19 @@ def _copy(x, out):
 
 
 @jit
-def _softmax_columns(s, scale):
-    """s (N, a multiple of LANES) becomes the softmax of scale s over its first axis; scale > 0."""
+def _softmax_columns(s, scores, scale):
+    """s (N, a multiple of LANES) becomes the softmax of scale s over its first axis; scale > 0. `scores` is the array
+    of which s is a window, as one row: exp runs over all of it at a time, since that leaves no short ends of rows."""
     N, columns = s.shape
-    factor, one = spread(scale, LANES), spread(s.dtype.type(1), LANES)
+    factor, one = spread(scale, LANES), spread(scale / scale, LANES)
     for n in range(0, columns, LANES):
         top = load(s[0], n, LANES)
         for j in range(1, N):
             top = larger(load(s[j], n, LANES), top)
         for j in range(N):
             store(s[j], n, times(minus(load(s[j], n, LANES), top), factor))
-    flat = s.reshape(-1)
-    for i in range(flat.size):
-        flat[i] = exp(flat[i])
+    for i in range(scores.size):
+        scores[i] = exp(scores[i])
     for n in range(0, columns, LANES):
         total = load(s[0], n, LANES)
         for j in range(1, N):
@@ -182,8 +175,8 @@ def _check_backward(qkv, p, g, heads, scale):
 def attention_backward(qkv, p, g, heads, scale):
     """The gradient with respect to qkv, from p of the forward pass and g = dL/dout (B, N, D).
 
-    out = p v:  dv = pᵀ g and dp = g vᵀ;   softmax:  ds = p (dp - Σ p dp);   s = scale q kᵀ:  dq = scale ds k
-    and dk = scale dsᵀ q.
+    out = p v:  dv = p_columns g and dp = g vᵀ;   softmax:  ds = p (dp - Σ p dp);   s = scale q kᵀ:  dq = scale ds k
+    and dk = scale ds_columns q.
     """
     _check_backward(qkv, p, g, heads, scale)
     (q, k, v), (g,) = _heads(qkv, 3, heads), _heads(g, 1, heads)
@@ -198,42 +191,37 @@ def attention_backward(qkv, p, g, heads, scale):
     qkv, g = contiguous(qkv, g)
     D = g.shape[2]
     qkv, g = _with_whole_heads(qkv, 3, heads), _with_whole_heads(g, 1, heads)
-    dqkv = empty(qkv.shape, qkv.dtype)
-    p, K = _columns_of(p), g.shape[2] // heads
-    attention_backward_loop(qkv, p, g, heads, qkv.dtype.type(scale), dqkv, *scratch(p, K))
+    (B, N, width), columns, dqkv = qkv.shape, _columns_of(p), empty(qkv.shape, qkv.dtype)
+    rows, room = qkv.reshape(B * N, width), scratch(N, width // 3 // heads, qkv.dtype)
+    p, g = columns.reshape(B * heads * N, columns.shape[3]), g.reshape(B * N, width // 3)
+    attention_backward_loop(rows, N, heads, qkv.dtype.type(scale), p, g, dqkv.reshape(rows.shape), *room)
     return _without_padding(dqkv, 3 * heads, 3 * D)
 
 
 @jit
-def attention_backward_loop(qkv, p, g, H, scale, dqkv, g_columns, block, zero):
-    B, N, width = qkv.shape
-    D, K = width // 3, width // 3 // H
-    columns = p.shape[3]
-    qkv, p, g, dqkv = borrow(qkv), borrow(p), borrow(g), borrow(dqkv)
-    g_columns, block, zero = borrow(g_columns), borrow(block), borrow(zero)
-    for b in range(B):
-        x, dx = qkv[b], dqkv[b]
+def attention_backward_loop(qkv, N, H, scale, p, g, dqkv, g_columns, ds, zero):
+    """Shapes as in `attention_loop`, g (B N, D), dqkv (B N, 3 D)."""
+    D, columns = qkv.shape[1] // 3, p.shape[1]
+    K, most = D // H, ds.shape[1]
+    nothing = window(zero, 0, 1, 0, K)
+    for b in range(0, qkv.shape[0], N):
         for h in range(H):
-            q, k, v = (
-                x[:, h * K : (h + 1) * K],
-                x[:, D + h * K : D + (h + 1) * K],
-                x[:, 2 * D + h * K : 2 * D + (h + 1) * K],
-            )
-            dq, dk = dx[:, h * K : (h + 1) * K], dx[:, D + h * K : D + (h + 1) * K]
-            dv, gh = dx[:, 2 * D + h * K : 2 * D + (h + 1) * K], g[b][:, h * K : (h + 1) * K]
-            for i in range(0, columns, QUERIES):
-                some = min(QUERIES, columns - i)
-                count = min(some, N - i)
-                ds = block[: N * some].reshape(N, some)
-                transpose(gh[i : i + some], g_columns)
-                multiply_small(v, g_columns[:, :some], zero[:, :some], ds[:, :some])  # dpᵀ = v gᵀ
-                pi = p[b, h][:, i : i + some]
-                _softmax_backward_columns(pi, ds, scale)
-                multiply_small(ds[:, :count].T, k, zero[:, :K], dq[i : i + count])
+            k, v = window(qkv, b, N, D + h * K, K), window(qkv, b, N, 2 * D + h * K, K)
+            dk, dv = window(dqkv, b, N, D + h * K, K), window(dqkv, b, N, 2 * D + h * K, K)
+            for i in range(0, columns, most):
+                width, queries = min(most, columns - i), min(most, N - i)
+                q, dq = window(qkv, b + i, queries, h * K, K), window(dqkv, b + i, queries, h * K, K)
+                gi, p_columns = window(g, b + i, queries, h * K, K), window(p, b * H + h * N, N, i, width)
+                transpose(gi, whole(g_columns))
+                ds_columns = window(ds, 0, N, 0, width)
+                multiply_small(
+                    v, window(g_columns, 0, K, 0, width), window(zero, 0, 1, 0, width), ds_columns
+                )  # dpᵀ = v gᵀ
+                _softmax_backward_columns(p_columns, ds_columns, scale)
+                multiply_small(window(ds.T, 0, queries, 0, N), k, nothing, dq)
                 # Over the blocks of queries dk and dv add up: the sums begin at what they hold.
-                dk_before, dv_before = (zero[:, :K], zero[:, :K]) if i == 0 else (dk, dv)
-                multiply_small(ds[:, :count], q[i : i + count], dk_before, dk)
-                multiply_small(pi[:, :count], gh[i : i + count], dv_before, dv)
+                multiply_small(window(ds, 0, N, 0, queries), q, nothing if i == 0 else dk, dk)
+                multiply_small(window(p, b * H + h * N, N, i, queries), gi, nothing if i == 0 else dv, dv)
 
 
 @jit

@@ -3,23 +3,21 @@
     z' = z + MSA(LN(z)),   z'' = z' + MLP(LN(z'))
 
 Nothing is computed here that the other kernels do not compute; this file calls their loops one after another. What it
-saves is what lies between two calls. Python takes microseconds to record an op, as long as the op itself in a small
-model, and only one thread at a time can be in Python. And images pass through the whole block a few at a time, so that
-what one loop wrote the next one finds in cache. Compilers that fuse graphs (XLA, torch.compile) want just these two.
+saves is what lies between two calls: Python takes microseconds to record an op, as long as the op itself in a small
+model, and only one thread at a time can be in Python. Compilers that capture graphs (torch.compile, CUDA graphs) are
+after the same.
 """
 
 import numpy as np
 
-from tinyvit.kernels.attention import attention_backward_loop, attention_loop, scratch, transpose
+from tinyvit.kernels.attention import attention_backward_loop, attention_loop, scratch
 from tinyvit.kernels.backend import jit
 from tinyvit.kernels.gelu import split_exact, split_tanh
 from tinyvit.kernels.layernorm import layernorm_backward_loop, layernorm_loop
 from tinyvit.kernels.linear import column_sums
-from tinyvit.kernels.matmul import NARROWEST, multiply
-from tinyvit.kernels.simd import LANES
+from tinyvit.kernels.matmul import NARROWEST, multiply, whole
+from tinyvit.kernels.simd import LANES, window
 from tinyvit.memory import empty
-
-ROWS = 256  # tokens at a time, at least
 
 
 def encoder_block_fits(width, heads, hidden):
@@ -35,47 +33,40 @@ def encoder_block(z, weights, heads, eps, tanh):
     """
     B, N, D = z.shape
     M, T = weights[8].shape[1], z.dtype
-    normed, mixed, middle, normed2, out = (empty((B, N, D), T) for _ in range(5))
-    qkv, slope, hidden = empty((B, N, 3 * D), T), empty((B, N, M), T), empty((B, N, M), T)
-    p = empty((B, heads, N, -(-N // LANES) * LANES), T)
+    normed1, mixed, middle, normed2, out = (empty((B * N, D), T) for _ in range(5))
+    qkv, slope, hidden = empty((B * N, 3 * D), T), empty((B * N, M), T), empty((B * N, M), T)
+    p = empty((B * heads * N, -(-N // LANES) * LANES), T)
     statistics = np.empty((4, B * N), T)  # of both norms, mean and 1 / deviation
-    kept = z, normed, statistics, qkv, p, mixed, middle, normed2, slope, hidden
+    kept = z.reshape(-1, D), normed1, statistics, qkv, p, mixed, middle, normed2, slope, hidden
     scale = T.type((D // heads) ** -0.5)
-    _forward(weights, kept, out, heads, scale, T.type(eps), tanh, scratch(p, D // heads))
-    return out, kept
+    _forward(weights, kept, out, N, heads, scale, T.type(eps), tanh, scratch(N, D // heads, T))
+    return out.reshape(z.shape), kept
 
 
 @jit
-def _forward(weights, kept, out, H, scale, eps, tanh, room):
+def _forward(weights, kept, out, N, H, scale, eps, tanh, room):
     gamma1, beta1, w_qkv, b_qkv, w_out, b_out, gamma2, beta2, w1, b1, w2, b2 = weights
-    z, normed, statistics, qkv, p, mixed, middle, normed2, slope, hidden = kept
-    columns, block, zero = room
-    B, N, D = z.shape
-    images = max(1, ROWS // N)
-    for i in range(0, B, images):
-        j = min(i + images, B)
-        first, last = i * N, j * N
-        x, x2, y = _rows(z, i, j), _rows(middle, i, j), _rows(out, i, j)
-        layernorm_loop(x, gamma1, beta1, eps, _rows(normed, i, j), statistics[0, first:last], statistics[1, first:last])
-        multiply(_rows(normed, i, j), w_qkv, b_qkv.reshape(1, -1), _rows(qkv, i, j))
-        attention_loop(qkv[i:j], H, scale, p[i:j], mixed[i:j], columns, block, zero)
-        _add_row(x, b_out, x2)
-        multiply(_rows(mixed, i, j), w_out, x2, x2)  # the sums begin at z + b
-        mean, rstd = statistics[2, first:last], statistics[3, first:last]
-        layernorm_loop(x2, gamma2, beta2, eps, _rows(normed2, i, j), mean, rstd)
-        multiply(_rows(normed2, i, j), w1, b1.reshape(1, -1), _rows(slope, i, j))
-        if tanh:
-            split_tanh(slope[i:j].reshape(-1), hidden[i:j].reshape(-1))
-        else:
-            split_exact(slope[i:j].reshape(-1), hidden[i:j].reshape(-1))
-        _add_row(x2, b2, y)
-        multiply(_rows(hidden, i, j), w2, y, y)
+    z, normed1, statistics, qkv, p, mixed, middle, normed2, slope, hidden = kept
+    mean1, rstd1, mean2, rstd2 = statistics[0], statistics[1], statistics[2], statistics[3]
+    layernorm_loop(z, gamma1, beta1, eps, normed1, mean1, rstd1)
+    multiply(whole(normed1), whole(w_qkv), whole(b_qkv.reshape(1, b_qkv.size)), whole(qkv))
+    attention_loop(qkv, N, H, scale, p, mixed, *room)
+    _add_row(z, b_out, middle)
+    multiply(whole(mixed), whole(w_out), whole(middle), whole(middle))  # the sums begin at z + b
+    layernorm_loop(middle, gamma2, beta2, eps, normed2, mean2, rstd2)
+    multiply(whole(normed2), whole(w1), whole(b1.reshape(1, b1.size)), whole(slope))
+    if tanh:
+        split_tanh(slope.reshape(slope.size), hidden.reshape(slope.size))
+    else:
+        split_exact(slope.reshape(slope.size), hidden.reshape(slope.size))
+    _add_row(middle, b2, out)
+    multiply(whole(hidden), whole(w2), whole(out), whole(out))
 
 
 @jit
-def _rows(x, i, j):
-    """The tokens of images i to j as the rows of a matrix: (B, N, D) -> ((j - i) N, D)."""
-    return x[i:j].reshape((j - i) * x.shape[1], x.shape[2])
+def _transposed(x):
+    """xᵀ, a view."""
+    return window(x.T, 0, x.shape[1], 0, x.shape[0])
 
 
 @jit
@@ -87,77 +78,62 @@ def _add_row(x, b, out):
             to[j] = row[j] + b[j]
 
 
-@jit
-def _add(x, out):
-    """out += x."""
-    for i in range(x.shape[0]):
-        row, to = x[i], out[i]
-        for j in range(row.size):
-            to[j] += row[j]
-
-
 def encoder_block_backward(g, weights, kept, heads):
     """(dL/dz (B, N, D), dL/dweights, a tuple as long as `weights`) from g = dL/dz'' (B, N, D) and what forward kept.
 
     Uses up what was kept.
     """
-    z = kept[0]
-    B, N, D = z.shape
-    T = z.dtype
-    dz = empty(z.shape, T)
+    B, N, D = g.shape
+    T = g.dtype
     gradients = tuple(np.zeros(w.shape, T) for w in weights)
-    transposed = tuple(empty(weights[k].shape[::-1], T) for k in (2, 4, 8, 10))
-    images = min(B, max(1, ROWS // N))
-    room = tuple(empty((images, N, D), T) for _ in range(3)) + (empty((images, N, 3 * D), T),)
+    transposed = tuple(np.array(weights[k].T, order="C") for k in (2, 4, 8, 10))
+    dz, dnormed, dmiddle, dmixed = (empty((B * N, D), T) for _ in range(4))
+    nothing, nothing_wide = np.zeros((1, D), T), np.zeros((1, weights[8].shape[1]), T)
+    room = dnormed, dmiddle, dmixed, empty((B * N, 3 * D), T), nothing, nothing_wide
     scale = T.type((D // heads) ** -0.5)
-    _backward(weights, transposed, kept, g, dz, gradients, heads, scale, room, scratch(kept[4], D // heads))
-    return dz, gradients
+    of_attention = scratch(N, D // heads, T)
+    _backward(weights, transposed, kept, g.reshape(-1, D), dz, gradients, N, heads, scale, room, of_attention)
+    return dz.reshape(g.shape), gradients
 
 
 @jit
-def _backward(weights, transposed, kept, g, dz, gradients, H, scale, room, attention_room):
+def _backward(weights, transposed, kept, dy, dz, gradients, N, H, scale, room, of_attention):
     gamma1, _, w_qkv, _, w_out, _, gamma2, _, w1, _, w2, _ = weights
-    z, normed, statistics, qkv, p, mixed, middle, normed2, slope, hidden = kept
+    z, normed1, statistics, qkv, p, mixed, middle, normed2, slope, hidden = kept
     dgamma1, dbeta1, dw_qkv, db_qkv, dw_out, db_out, dgamma2, dbeta2, dw1, db1, dw2, db2 = gradients
     t_qkv, t_out, t1, t2 = transposed
-    transpose(w_qkv, t_qkv)
-    transpose(w_out, t_out)
-    transpose(w1, t1)
-    transpose(w2, t2)
-    columns, block, zero = attention_room
-    B, N, D = z.shape
-    nothing, nothing_wide = np.zeros((1, D), z.dtype), np.zeros((1, slope.shape[2]), z.dtype)
-    images = room[0].shape[0]
-    for i in range(0, B, images):
-        j = min(i + images, B)
-        first, last = i * N, j * N
-        dnormed, dmiddle, dmixed, dqkv = (
-            _rows(room[0], 0, j - i), _rows(room[1], 0, j - i), _rows(room[2], 0, j - i), _rows(room[3], 0, j - i)
-        )  # fmt: skip
-        dy, dx, h = _rows(g, i, j), _rows(dz, i, j), _rows(hidden, i, j)
-        # z'' = z' + GELU(LN(z') W₁ + b₁) W₂ + b₂
-        column_sums(dy, db2)
-        multiply(h.T, dy, dw2, dw2)
-        multiply(dy, t2, nothing_wide, h)  # dL/dGELU, in the place of what is not needed any more
-        _multiply_into(slope[i:j].reshape(-1), hidden[i:j].reshape(-1))
-        column_sums(h, db1)
-        multiply(_rows(normed2, i, j).T, h, dw1, dw1)
-        multiply(h, t1, nothing, dnormed)
-        mean, rstd = statistics[2, first:last], statistics[3, first:last]
-        layernorm_backward_loop(_rows(middle, i, j), gamma2, mean, rstd, dnormed, dmiddle, dgamma2, dbeta2)
-        _add(dy, dmiddle)
-        # z' = z + MSA(LN(z))
-        column_sums(dmiddle, db_out)
-        multiply(_rows(mixed, i, j).T, dmiddle, dw_out, dw_out)
-        multiply(dmiddle, t_out, nothing, dmixed)
-        some = j - i
-        attention_backward_loop(qkv[i:j], p[i:j], room[2][:some], H, scale, room[3][:some], columns, block, zero)
-        column_sums(dqkv, db_qkv)
-        multiply(_rows(normed, i, j).T, dqkv, dw_qkv, dw_qkv)
-        multiply(dqkv, t_qkv, nothing, dnormed)
-        mean, rstd = statistics[0, first:last], statistics[1, first:last]
-        layernorm_backward_loop(_rows(z, i, j), gamma1, mean, rstd, dnormed, dx, dgamma1, dbeta1)
-        _add(dmiddle, dx)
+    dnormed, dmiddle, dmixed, dqkv, nothing, nothing_wide = room
+    mean1, rstd1, mean2, rstd2 = statistics[0], statistics[1], statistics[2], statistics[3]
+    # z'' = z' + GELU(LN(z') W₁ + b₁) W₂ + b₂
+    column_sums(dy, db2)
+    multiply(_transposed(hidden), whole(dy), whole(dw2), whole(dw2))
+    dh = hidden  # in the place of what is not needed any more
+    multiply(whole(dy), whole(t2), whole(nothing_wide), whole(dh))
+    _multiply_into(slope.reshape(slope.size), dh.reshape(slope.size))
+    column_sums(dh, db1)
+    multiply(_transposed(normed2), whole(dh), whole(dw1), whole(dw1))
+    multiply(whole(dh), whole(t1), whole(nothing), whole(dnormed))
+    layernorm_backward_loop(middle, gamma2, mean2, rstd2, dnormed, dmiddle, dgamma2, dbeta2)
+    _add_into(dy, dmiddle)
+    # z' = z + MSA(LN(z))
+    column_sums(dmiddle, db_out)
+    multiply(_transposed(mixed), whole(dmiddle), whole(dw_out), whole(dw_out))
+    multiply(whole(dmiddle), whole(t_out), whole(nothing), whole(dmixed))
+    attention_backward_loop(qkv, N, H, scale, p, dmixed, dqkv, *of_attention)
+    column_sums(dqkv, db_qkv)
+    multiply(_transposed(normed1), whole(dqkv), whole(dw_qkv), whole(dw_qkv))
+    multiply(whole(dqkv), whole(t_qkv), whole(nothing), whole(dnormed))
+    layernorm_backward_loop(z, gamma1, mean1, rstd1, dnormed, dz, dgamma1, dbeta1)
+    _add_into(dmiddle, dz)
+
+
+@jit
+def _add_into(x, y):
+    """y += x."""
+    for i in range(x.shape[0]):
+        row, to = x[i], y[i]
+        for j in range(row.size):
+            to[j] += row[j]
 
 
 @jit

@@ -54,7 +54,11 @@ def linear_backward(x, w, g, wanted=(True, True, True)):
     db = np.zeros(w.shape[1], w.dtype) if wanted[2] else None
     if wanted[2]:
         column_sums(g, db)
-    return product(g, np.array(w.T, order="C")) if wanted[0] else None, product(x.T, g) if wanted[1] else None, db
+    return (
+        product(g, np.array(w.T, order="C")) if wanted[0] else None,
+        product(x, g, transposed=True) if wanted[1] else None,
+        db,
+    )
 
 
 @jit

@@ -17,7 +17,7 @@ caches, which matters for matrices larger than a small Transformer's.
 import numpy as np
 
 from tinyvit.kernels.backend import Kernel, contiguous, jit, require
-from tinyvit.kernels.simd import LANES, WIDE_REGISTERS, borrow, load, madd, store
+from tinyvit.kernels.simd import LANES, WIDE_REGISTERS, load, madd, store, window
 from tinyvit.memory import empty
 
 DEPTH = 128  # of a panel: 128 × 4 registers are 32 kB, and the first-level cache holds 32 or 48
@@ -99,47 +99,61 @@ _strip_64, _strip_32, _strip_16, _strip_8, _strip_4 = map(_strip, (64, 32, 16, 8
 def multiply_small(A, B, start, C):
     """C = start + A B where B fits into the first-level cache as it lies. All are slices of larger arrays with rows of
     contiguous numbers; C and B have a multiple of NARROWEST columns, start a row for each of C's or one for all."""
-    N = C.shape[1]
+    (M, K), N, S = A.shape, C.shape[1], start.shape[0]
     n = 0
     while n < N:
         if WIDE_REGISTERS and n + 64 <= N:
-            _strip_64(A, B[:, n : n + 64], start[:, n : n + 64], C[:, n : n + 64])
+            _strip_64(A, window(B, 0, K, n, 64), window(start, 0, S, n, 64), window(C, 0, M, n, 64))
             n += 64
         elif WIDE_REGISTERS and n + 32 <= N:
-            _strip_32(A, B[:, n : n + 32], start[:, n : n + 32], C[:, n : n + 32])
+            _strip_32(A, window(B, 0, K, n, 32), window(start, 0, S, n, 32), window(C, 0, M, n, 32))
             n += 32
         elif n + 16 <= N:
-            _strip_16(A, B[:, n : n + 16], start[:, n : n + 16], C[:, n : n + 16])
+            _strip_16(A, window(B, 0, K, n, 16), window(start, 0, S, n, 16), window(C, 0, M, n, 16))
             n += 16
         elif n + 8 <= N:
-            _strip_8(A, B[:, n : n + 8], start[:, n : n + 8], C[:, n : n + 8])
+            _strip_8(A, window(B, 0, K, n, 8), window(start, 0, S, n, 8), window(C, 0, M, n, 8))
             n += 8
         else:
-            _strip_4(A, B[:, n : n + 4], start[:, n : n + 4], C[:, n : n + 4])
+            _strip_4(A, window(B, 0, K, n, 4), window(start, 0, S, n, 4), window(C, 0, M, n, 4))
             n += 4
 
 
 @jit
 def multiply(A, B, start, C):
-    """C (M, N) = start (1, N) + A (M, K) B (K, N), for N a multiple of NARROWEST; B, start and C C-contiguous."""
-    A, B, start, C = borrow(A), borrow(B), borrow(start), borrow(C)
-    K, N = B.shape
+    """C (M, N) = start + A (M, K) B (K, N), for N a multiple of NARROWEST; all of them windows, `start` with a row for
+    each of C's, or with one for all."""
+    (K, N), M, S = B.shape, A.shape[0], start.shape[0]
     panel = np.empty((DEPTH, WIDEST), B.dtype)
     for k in range(0, K, DEPTH):
         depth = min(DEPTH, K - k)
-        first = start if k == 0 else C
         for n in range(0, N, WIDEST):
             width = min(WIDEST, N - n)
             for i in range(depth):
-                row, copy = B[k + i, n : n + width], panel[i]
-                for j in range(row.size):
-                    copy[j] = row[j]
-            multiply_small(A[:, k : k + depth], panel[:depth, :width], first[:, n : n + width], C[:, n : n + width])
+                for j in range(0, width // LANES * LANES, LANES):
+                    store(panel[i], j, load(B[k + i], n + j, LANES))
+                for j in range(width // LANES * LANES, width, NARROWEST):
+                    store(panel[i], j, load(B[k + i], n + j, NARROWEST))
+            strip = window(C, 0, M, n, width)
+            first = window(start, 0, S, n, width) if k == 0 else strip
+            multiply_small(window(A, 0, M, k, depth), window(panel, 0, depth, 0, width), first, strip)
 
 
-def product(A, B, bias=None):
-    """A (M, K) B (K, N) + bias (N,), for other kernels: contiguous arrays of one dtype; A may be a transpose."""
-    M, N = len(A), B.shape[1]
+@jit
+def multiply_arrays(A, B, start, C, transposed):
+    """`multiply` for whole arrays, A (K, M) if it is `transposed`. One kernel for both: each takes time to compile."""
+    a = window(A.T, 0, A.shape[1], 0, A.shape[0]) if transposed else window(A, 0, A.shape[0], 0, A.shape[1])
+    multiply(a, whole(B), whole(start), whole(C))
+
+
+@jit
+def whole(x):
+    return window(x, 0, x.shape[0], 0, x.shape[1])
+
+
+def product(A, B, bias=None, transposed=False):
+    """A (M, K) B (K, N) + bias (N,), or Aᵀ B, for other kernels: contiguous arrays of one dtype."""
+    M, N = A.shape[1 if transposed else 0], B.shape[1]
     width = -(-N // NARROWEST) * NARROWEST
     start = np.zeros((1, width), B.dtype)
     if bias is not None:
@@ -148,7 +162,7 @@ def product(A, B, bias=None):
         B = np.pad(B, ((0, 0), (0, width - N)))
     C = empty((M, width), B.dtype)
     if B.size:
-        multiply(A, B, start, C)
+        multiply_arrays(A, B, start, C, transposed)
     else:
         C[...] = start
     return C if width == N else C[:, :N].copy()
@@ -184,4 +198,4 @@ def batched_matmul(a, b):
 def _batched_matmul(a, b, out):
     start = np.zeros((1, b.shape[2]), b.dtype)
     for i in range(out.shape[0]):
-        multiply(a[i], b[i], start, out[i])
+        multiply(whole(a[i]), whole(b[i]), whole(start), whole(out[i]))

@@ -18,8 +18,9 @@ from tinyvit.kernels.backend import numba
 
 if numba:
     from llvmlite import binding, ir
-    from numba.core import types
+    from numba.core import cgutils, types
     from numba.extending import intrinsic, models, register_model
+    from numba.np.arrayobj import populate_array
 
     # The same choice as the compiler's own, which Numba's environment variables can change.
     _features = numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
@@ -93,17 +94,28 @@ if numba:
         return vector(number, lanes), emit
 
     @intrinsic
-    def borrow(typing, array):
-        """The array without its reference count, for a kernel whose caller keeps it alive: otherwise each slice counts
-        up and down, atomically, which takes as long as the product of two small matrices."""
+    def window(typing, x, i, rows, j, columns):
+        """x[i : i + rows, j : j + columns] of a 2-D array, unchecked and uncounted, for a kernel whose caller keeps x
+        alive. A slice counts the references to its array up and down, atomically, which takes as long as the product
+        of two small matrices; and it is some hundred instructions to compile where this is ten."""
+        view = types.Array(x.dtype, 2, "A")
 
         def emit(context, builder, signature, arguments):
-            borrowed = context.make_array(array)(context, builder, value=arguments[0])
-            borrowed.meminfo = ir.Constant(borrowed.meminfo.type, None)
-            borrowed.parent = ir.Constant(borrowed.parent.type, None)
-            return borrowed._getvalue()
+            source = context.make_array(x)(context, builder, value=arguments[0])
+            i, rows, j, columns = (
+                context.cast(builder, value, kind, types.intp)
+                for value, kind in zip(arguments[1:], signature.args[1:], strict=True)
+            )
+            strides = cgutils.unpack_tuple(builder, source.strides, 2)
+            skipped = builder.add(builder.mul(i, strides[0]), builder.mul(j, strides[1]))
+            result = context.make_array(view)(context, builder)
+            populate_array(
+                result, data=cgutils.pointer_add(builder, source.data, skipped), shape=(rows, columns),
+                strides=strides, itemsize=source.itemsize, meminfo=None,
+            )  # fmt: skip
+            return result._getvalue()
 
-        return array(array), emit
+        return view(x, i, rows, j, columns), emit
 
     def _lane_by_lane(instruction):
         """An operation on two vectors of one type."""
@@ -122,6 +134,6 @@ if numba:
 
 else:
     WIDE_REGISTERS = False
-    load = store = madd = spread = borrow = larger = minus = plus = times = over = None
+    load = store = madd = spread = window = larger = minus = plus = times = over = None
 
 LANES = 16 if WIDE_REGISTERS else 8  # what the narrowest vector of our kernels holds

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinyvit import kernels, ops
+from tinyvit.memory import Pool
 from tinyvit.nn import (
     Dropout,
     EncoderBlock,
@@ -166,7 +167,7 @@ class ViT(Module):
         """Class probabilities, an array (B, classes), without a tape and without dropout. Images as for `forward`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        with no_grad(), evaluating():
+        with no_grad(), evaluating(), Pool():
             parts = [kernels.softmax(self(images[i : i + batch_size]).data) for i in range(0, len(images), batch_size)]
         return np.concatenate(parts) if parts else np.empty((0, self.config.classes), self.positions.dtype)
 
