@@ -210,7 +210,7 @@ def prange_rows(A, B, C):
     row. Its pool of threads is OpenMP's or Numba's own, and knows nothing of BLAS's pool: in a program that uses both,
     each keeps cores busy waiting while the other computes (the second table). OMP_WAIT_POLICY=passive and
     OPENBLAS_THREAD_TIMEOUT=4 send them to sleep instead, and then each call has to wake them: on two cores the small
-    product took 7.5 ms in turns with BLAS and 0.28 alone, and with these two 0.5 and 0.55. Nor may two threads of
+    product took 4 to 7 ms in turns with BLAS and 0.28 alone, and with these two 0.5 and 0.55. Nor may two threads of
     Python call such functions at a time, if Numba found no OpenMP."""
     _parallel(A, B, zeros(B), C, numba.get_num_threads())
 

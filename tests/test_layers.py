@@ -16,7 +16,7 @@ ORDER = """
 """.split()
 INSIDE = {
     "kernels": """
-        backend update elementary softmax layernorm gelu cross_entropy simd matmul linear attention block im2col
+        backend update elementary simd softmax layernorm gelu cross_entropy matmul linear attention block im2col
         warp __init__
     """.split(),
     "nn": "module initial layers __init__".split(),

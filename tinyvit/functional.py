@@ -109,7 +109,8 @@ def encoder_block(z, *weights, heads, eps=1e-6, tanh=False):
     What `nn.EncoderBlock` composes of the ops above; it says when it takes this one instead. `weights` are its twelve
     parameters in order of definition.
     """
-    z, weights = kernels.contiguous(z), tuple(map(kernels.contiguous, weights))
+    z, *weights = kernels.contiguous(z, *weights)
+    weights = tuple(weights)
     out, kept = kernels.encoder_block(z, weights, heads, eps, tanh)
 
     def pullback(g):

@@ -21,15 +21,19 @@ import numpy as np
 
 SMALL = 2**15  # bytes up to which the C library is quick, since it keeps small pieces itself
 
+# A forked process must get a copy of its own, not write into ours. (Windows has no fork, and no such flags.)
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
 _thread = threading.local()
 
 
 def empty(shape, dtype=np.float32):
     """An array with arbitrary contents, as np.empty gives it; from the thread's pool, if there is one."""
     pool = getattr(_thread, "pool", None)
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    return np.empty(shape, dtype) if pool is None or size <= SMALL else pool.take(shape, dtype, size)
+    if pool is None:
+        return np.empty(shape, dtype)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.empty(shape, dtype) if size <= SMALL else pool.take(shape, dtype, size)
 
 
 def empty_like(x):
@@ -39,7 +43,8 @@ def empty_like(x):
 
 def add(a, b):
     """a + b for two arrays of one dtype, the sum that residual connections make so often."""
-    return np.add(a, b, out=empty(np.broadcast_shapes(a.shape, b.shape), a.dtype))
+    shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+    return np.add(a, b, out=empty(shape, a.dtype))
 
 
 class Lease(weakref.ref):
@@ -69,8 +74,12 @@ class Pool:
 
     def take(self, shape, dtype, size):
         """An array in a free block, or in a new one."""
-        blocks = self.free.setdefault(1 << (size - 1).bit_length(), [])
-        block = blocks.pop() if blocks else mmap.mmap(-1, 1 << (size - 1).bit_length())
+        room = 1 << (size - 1).bit_length()
+        blocks = self.free.setdefault(room, [])
+        try:
+            block = blocks.pop() if blocks else mmap.mmap(-1, room, **PRIVATE)
+        except OSError:
+            return np.empty(shape, dtype)  # which says MemoryError, if that does not fit either
         array = np.ndarray(shape, dtype, buffer=block)  # a view of it, or of a view, keeps this very array alive
         lease = Lease(array, self.give_back)
         lease.block, lease.key = block, id(lease)

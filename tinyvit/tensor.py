@@ -123,9 +123,9 @@ def differentiable(op):
             if all(np.isfinite(a).all() for a in arrays if a is not None):
                 raise FloatingPointError(f"{name} {out.shape} is the first op with a non-finite result")
         if not graph or not _recording.get():
-            # A view would let an edit of the one reach a graph that remembers the other, and no node would know.
-            shared = any(np.may_share_memory(out, a) for a in arrays if a is not None)
-            return Tensor.wrap(out.copy() if shared else out)
+            owner = out.base if isinstance(out.base, np.ndarray) else out
+            shared = any(a is owner or a.base is owner for a in arrays if a is not None)
+            return Tensor.wrap(out.copy() if shared else out)  # an edit must not reach who remembers the other
         parents = [x.node() if isinstance(x, Tensor) else None for x in inputs]
         shapes = [a if a is None else a.shape for a in arrays]
         return Tensor.wrap(out, Node(name, out, pullback, parents, shapes))

@@ -4,8 +4,8 @@ The products are what no step can do without. Here they run through NumPy's BLAS
 beforehand, in the shards' shapes and, in attention, on strided views of the packed q, k and v. So a step's time over
 theirs says how much all else costs, or, where it is below 1, that our products beat this BLAS.
 
-Where the rest goes is clocked inside a step that is composed of its single ops, at the one door through which every kernel is called. What a step
-takes beyond its kernels is Python, the engine, and what NumPy does itself.
+Where the rest goes is clocked inside a step that is composed of its single ops, at the one door through which every
+kernel is called. What a step takes beyond its kernels is Python, the engine, and what NumPy does itself.
 """
 
 import contextlib

@@ -5,11 +5,11 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
     backend         how a spec and its kernel become one function; the compiler's flags and its cache
     update          AdamW, SGD, norms: one loop over a flat array, the simplest kernels
     elementary      how exp and the normal distribution become vector instructions
+    simd            vector registers as values
     softmax         a reduction, the maximum trick, and its backward pass
     layernorm       two reductions, and sums across rows
     gelu            an elementwise function at the speed of memory
     cross_entropy   softmax and logarithm, fused
-    simd            vector registers as values
     matmul          the matrix product in registers, large and many small ones
     linear          x W + b and its gradients, with GELU behind it
     attention       softmax between two matrix products, where q, k and v lie

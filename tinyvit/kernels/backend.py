@@ -243,5 +243,5 @@ def contiguous(*arrays):
 
     Numba compiles a kernel anew (0.2 s and more) for each layout and for read-only arrays; at this door all look alike.
     """
-    ready = tuple(a if a.flags.c_contiguous and a.flags.writeable else np.array(a, order="C") for a in arrays)
+    ready = [a if a.flags.carray else np.array(a, order="C") for a in arrays]
     return ready if len(ready) > 1 else ready[0]

@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 from tinyvit.kernels.elementary import exp
+from tinyvit.kernels.simd import highest
 
 
 def _check_labels(labels, C):
@@ -59,9 +60,7 @@ def _cross_entropy(logits, labels, smoothing, loss, p):
     zero, one, C = logits.dtype.type(0), logits.dtype.type(1), logits.dtype.type(logits.shape[1])
     for i in range(logits.shape[0]):
         row, out = logits[i], p[i]
-        m = row[0]
-        for j in range(1, row.size):
-            m = max(m, row[j])
+        m = highest(row)
         for j in range(row.size):
             out[j] = exp(row[j] - m)
         total = zero

@@ -159,7 +159,8 @@ def product(A, B, bias=None, transposed=False):
     if bias is not None:
         start[0, :N] = bias
     if width > N:  # whole registers; the surplus columns are cut off again
-        B = np.pad(B, ((0, 0), (0, width - N)))
+        B, narrow = np.zeros((len(B), width), B.dtype), B
+        B[:, :N] = narrow
     C = empty((M, width), B.dtype)
     if B.size:
         multiply_arrays(A, B, start, C, transposed)

@@ -14,7 +14,7 @@ instructions: LLVM, the compiler below Numba, sees to that. C programmers write 
 machine. Indices are not checked.
 """
 
-from tinyvit.kernels.backend import numba
+from tinyvit.kernels.backend import jit, numba
 
 if numba:
     from llvmlite import binding, ir
@@ -126,7 +126,24 @@ if numba:
 
         return operation
 
-    larger = _lane_by_lane(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
+    def _larger(builder, x, y):
+        return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+    @intrinsic
+    def largest(typing, vector):
+        """The largest number of a vector: half against half, in as many steps as it has halves."""
+
+        def emit(context, builder, signature, arguments):
+            (v,), n = arguments, vector.lanes
+            while n > 1:
+                n //= 2
+                halves = [ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(i, i + n))) for i in (0, n)]
+                v = _larger(builder, *(builder.shuffle_vector(v, v, half) for half in halves))
+            return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+        return vector.dtype(vector), emit
+
+    larger = _lane_by_lane(_larger)
     minus = _lane_by_lane(lambda builder, x, y: builder.fsub(x, y))
     plus = _lane_by_lane(lambda builder, x, y: builder.fadd(x, y))
     times = _lane_by_lane(lambda builder, x, y: builder.fmul(x, y))
@@ -134,6 +151,21 @@ if numba:
 
 else:
     WIDE_REGISTERS = False
-    load = store = madd = spread = window = larger = minus = plus = times = over = None
+    load = store = madd = spread = window = largest = larger = minus = plus = times = over = None
 
-LANES = 16 if WIDE_REGISTERS else 8  # what the narrowest vector of our kernels holds
+LANES = 16 if WIDE_REGISTERS else 8  # float32 numbers in a register; of float64 it takes two registers
+
+
+@jit
+def highest(row):
+    """The maximum of a contiguous row. The compiler does not vectorise a maximum by itself, because the order of
+    comparisons decides what a NaN does."""
+    if row.size < LANES:
+        m = row[0]
+        for j in range(1, row.size):
+            m = max(m, row[j])
+        return m
+    top = load(row, row.size - LANES, LANES)  # the last ones, which the loop may leave over
+    for j in range(0, row.size - LANES, LANES):
+        top = larger(load(row, j, LANES), top)
+    return largest(top)

@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyvit.kernels.backend import Kernel, contiguous, jit, require
 from tinyvit.kernels.elementary import exp
+from tinyvit.kernels.simd import highest
 
 BLOCK = 4096  # elements that stay in the first-level cache (16 kB in float32) from one pass to the next
 
@@ -43,9 +44,7 @@ def softmax_rows(p, scale):
         block = p[start : start + step]
         for i in range(block.shape[0]):
             row = block[i]
-            m = row[0]
-            for j in range(1, row.size):
-                m = max(m, row[j])
+            m = highest(row)
             for j in range(row.size):
                 row[j] = (row[j] - m) * scale
         # Over the whole block at once: a row of 17 would be one vector of 16 numbers and a lonely last one.

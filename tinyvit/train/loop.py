@@ -104,7 +104,7 @@ def evaluate(model, split, mean, std, run_all=map, batch_size=256):
 
     def classify(part):
         with np.errstate(over="ignore", invalid="ignore"):  # shows in the loss
-            return model.predict(normalise(split.images[part], mean, std), batch_size)
+            return model.predict(normalise(split.images[part], mean, std))
 
     p = np.concatenate(list(run_all(classify, cut(len(split), -(-len(split) // batch_size)))))
     right = p.argmax(1) == split.labels
