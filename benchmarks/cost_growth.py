@@ -1,7 +1,8 @@
 """What does a training step cost, and how does that grow? `python benchmarks/cost_growth.py [--json F] [--picture F]`
 
 Four sweeps of a small ViT on random images, one thread, float32: more tokens N (smaller patches of the same image, down
-to a token a pixel), more width D, depth L, batch B. A step is forward and backward pass, without the optimiser.
+to a token a pixel), more width D, depth L, batch B. A step is forward and backward pass, without the optimiser, its
+blocks composed of single ops, as the formulas count them (`nn.composed`; training runs a block as one kernel).
 
 Time. For each token and layer the forward pass takes these FLOPs, a multiply-add counted as two, M the MLP's width:
 
@@ -46,6 +47,7 @@ from threadpoolctl import threadpool_info
 from tinyvit import Tensor, ViT, ViTConfig
 from tinyvit import functional as F
 from tinyvit.memory import Pool
+from tinyvit.nn import composed
 from tinyvit.train import one_blas_thread
 from tinyvit.train.loop import machine
 from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, WIDTH, Picture, save, styled
@@ -295,7 +297,7 @@ def main():
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--picture", type=Path, help="write the picture to this PNG file")
     arguments = parser.parse_args()
-    with one_blas_thread():
+    with one_blas_thread(), composed():
         made = [make(sweep, value) for sweep, values in SWEEPS.items() for value in values]
         measure(made)
     points = [p for p, *_ in made]

@@ -3,7 +3,7 @@
 Beside the Numba kernel stand its own NumPy spec and, where it is installed, PyTorch; all with one thread,
 float32. The contenders take turns within each round, so that a busy moment of the machine hits all of them; a
 time is the median of the rounds. `ns` is time for one element of the largest array, an attention matrix
-included (batched_matmul: for one multiplication). The other columns are multiples of the kernel's time.
+included (matrix products: for one multiply-add). The other columns are multiples of the kernel's time.
 """
 
 import argparse
@@ -98,6 +98,14 @@ def cases():
         yield case(
             "batched_matmul", f"256 × ({M}, {K}) ({K}, {N})", 256 * M * N * K, (a, b), [a, b], torch=lambda a, b: a @ b
         )
+    for M, K, N in (64 * 17, 64, 128), (64 * 50, 64, 256), (64 * 65, 192, 768):
+        x, w, b, g = normal(M, K), normal(K, N) / K**0.5, normal(N), normal(M, N)
+        shape = f"({M}, {K}) ({K}, {N})"
+        apply = (lambda x, w, b: F.linear(x, w.T, b)) if torch else None
+        both = (lambda x, w, b: F.gelu(F.linear(x, w.T, b))) if torch else None
+        yield case("linear", shape, M * K * N, (x, w, b), [x, w, b], torch=apply)
+        yield case("linear_backward", shape, 2 * M * K * N, (x, w, g), [x, w, b], back=True, torch=apply)
+        yield case("linear_gelu", shape, M * K * N, (x, w, b, False), [x, w, b], torch=both)
     for shape in (64 * 4 * 17, 17), (64 * 4 * 65, 65), (64, 1000):
         x, g, p = normal(*shape), normal(*shape), probabilities(*shape)
         soft = partial(torch.softmax, dim=-1) if torch else None

@@ -223,3 +223,60 @@ def test_dropout_keeps_the_mean_and_its_mask():
 def test_errors(mistake, error, message):
     with pytest.raises(error, match=message):
         mistake()
+
+
+def test_linear_takes_an_empty_batch(backend):
+    for op in (functional.linear, functional.linear_gelu):
+        x, w = leaf(0, 5, 4), leaf(4, 3)
+        op(x, w, None).sum().backward()
+        assert x.grad.shape == (0, 5, 4) and not w.grad.any()
+
+
+def encoder_block(**changes):
+    return nn.EncoderBlock(8, 2, 16, np.random.default_rng(0), **changes)
+
+
+def is_one_kernel(block):
+    return "encoder_block" in {row.op for row in block(leaf(2, 3, 8, dtype=np.float32)).trace().rows}
+
+
+def test_a_block_that_was_changed_is_composed():
+    """The kernel knows nothing of a replaced part, so it must not be used."""
+
+    class OtherMLP(nn.MLP):
+        def forward(self, x):
+            return x
+
+    assert is_one_kernel(encoder_block()) and not is_one_kernel(encoder_block(dropout=0.5))
+    changes = {
+        "dropout in the MLP alone": lambda b: setattr(b.mlp.dropout, "p", 0.5),
+        "another MLP": lambda b: setattr(b, "mlp", OtherMLP(8, 16, np.random.default_rng(0))),
+        "another epsilon": lambda b: setattr(b.norm2, "eps", 0.5),
+        "a frozen weight": lambda b: setattr(b.mlp.fc1.weight, "requires_grad", False),
+    }
+    for what, change in changes.items():
+        block = encoder_block()
+        change(block)
+        assert not is_one_kernel(block), what
+
+
+def test_the_block_kernel_checks_shapes_and_takes_an_empty_batch():
+    with pytest.raises(ValueError, match="encoder_block: z must be"):
+        encoder_block()(leaf(2, 3, 6, dtype=np.float32))
+    z = leaf(0, 3, 8, dtype=np.float32)
+    encoder_block()(z).sum().backward()
+    assert z.grad.shape == (0, 3, 8)
+
+
+def test_a_block_used_twice_gets_both_gradients():
+    block, z = encoder_block().astype(np.float64), leaf(2, 3, 8)
+
+    def gradients():
+        block.zero_grad()
+        block(block(z)).sum().backward()
+        return [p.grad.copy() for p in block.parameters()]
+
+    ours = gradients()
+    with nn.composed():
+        for a, b in zip(ours, gradients(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tinyvit.memory import SMALL, Pool, add, empty, empty_like
+from tinyvit.memory import SMALL, Pool, add, empty, empty_like, share
 
 LARGE = SMALL // 4 + 1  # float32 numbers: a byte more than small
 
@@ -120,6 +120,7 @@ def test_nested_pools():
         assert not inner.leases and not outer.leases and address(empty((LARGE,))) == place
         with inner, inner:
             pass
+        assert address(empty((LARGE,))) == place
         with inner:
             assert address(empty((LARGE,))) != place
     assert empty((LARGE,)).base is None
@@ -235,3 +236,21 @@ def test_live_arrays_of_several_threads():
         finally:
             done.set()
         dropping.result()
+
+
+def test_share_sees_every_kind_of_view(pool):
+    """Protects: an unrecorded result that shows an input's memory is copied."""
+    for x in (np.zeros(50), empty((LARGE,))):
+        views = (
+            x,
+            x[3:],
+            x.reshape(5, -1),
+            np.lib.stride_tricks.sliding_window_view(x, 4),
+            np.broadcast_to(x, (2, *x.shape)),
+        )
+        assert all(share(view, [None, x]) and share(x, [view]) for view in views)
+        assert not any(share(view, [x.copy(), None, empty((LARGE,))]) for view in views)
+
+
+def test_add_of_two_dtypes_is_numpys():
+    assert add(np.float32([1]), np.float64([1e-12]))[0] == 1 + 1e-12

@@ -1,5 +1,10 @@
 """Vectors in registers and the matrix product made of them: exact against NumPy, and nothing written beside C."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -207,3 +212,28 @@ def test_rounding_errors_stay_small():
     exact = A.astype(np.float64) @ B
     error, blas = np.abs(product(A, B) - exact).max(), np.abs(A @ B - exact).max()
     assert error < 4 * blas
+
+
+AVX2 = """
+import numpy as np
+from tinyvit import kernels
+from tinyvit.kernels.simd import LANES
+
+assert LANES == 8
+r = np.random.default_rng(0)
+for M, K, N in (13, 5, 60), (8, 130, 23), (3, 2, 1):
+    args = [r.standard_normal(s, dtype=np.float32) for s in ((M, K), (K, N), (N,))]
+    assert np.abs(kernels.linear.numba(*args) - kernels.linear.numpy(*args)).max() < 1e-4
+for N, D, H in (17, 24, 2), (130, 10, 1):
+    qkv = r.standard_normal((2, N, 3 * D), dtype=np.float32)
+    for ours, spec in zip(kernels.attention.numba(qkv, H, 0.3), kernels.attention.numpy(qkv, H, 0.3)):
+        assert np.abs(ours - spec).max() < 1e-5
+"""
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="the processor's name is an x86 one")
+def test_kernels_for_narrower_registers():
+    """Protects: a machine without AVX-512 gets other strips of columns, and the same numbers."""
+    features = "+sse4.2,+avx,+avx2,+fma,+popcnt"
+    environment = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": features}
+    subprocess.run([sys.executable, "-c", AVX2], env=environment, check=True, timeout=240)

@@ -21,7 +21,7 @@ def linear(x, weight, bias):
     shape = x.shape
 
     def pullback(g, wanted):
-        dx, dw, db = kernels.linear_backward(rows, weight, g.reshape(len(rows), -1), wanted)
+        dx, dw, db = kernels.linear_backward(rows, weight, g.reshape(len(rows), weight.shape[1]), wanted)
         return dx if dx is None else dx.reshape(shape), dw, db
 
     return kernels.linear(rows, weight, bias).reshape(*shape[:-1], weight.shape[1]), pullback

@@ -42,9 +42,23 @@ def empty_like(x):
 
 
 def add(a, b):
-    """a + b for two arrays of one dtype, the sum that residual connections make so often."""
+    """a + b, the sum that residual connections make so often."""
+    if a.dtype != b.dtype:
+        return a + b
     shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
     return np.add(a, b, out=empty(shape, a.dtype))
+
+
+def share(x, others):
+    """Whether x shows the memory of one of the other arrays (None among them is passed over)."""
+    others = [a for a in others if a is not None]
+    if all(type(a.base) in KINDS for a in (x, *others)):
+        owner = x.base if type(x.base) is np.ndarray else x  # NumPy lets a view's view point to the owner
+        return any(a is owner or a.base is owner for a in others)
+    return any(np.may_share_memory(x, a) for a in others)  # slower, and for any kind of view
+
+
+KINDS = {type(None), np.ndarray, mmap.mmap}  # of `base`: an array's own memory, an array that it shows, a pool's block
 
 
 class Lease(weakref.ref):
@@ -56,21 +70,22 @@ class Lease(weakref.ref):
 class Pool:
     """Blocks of memory that one thread at a time uses again and again, inside `with pool:`.
 
-    Blocks have sizes of powers of two, so that an array of another batch size finds one too. (The part beyond the
-    array is never touched, and what is never touched takes no memory.) They go back to the system with the pool.
+    Blocks have sizes of powers of two, so that an array of another batch size finds one too. (Linux and macOS give
+    memory when it is touched first, so the part beyond the array costs nothing.) They go back with the pool.
     """
 
     def __init__(self):
         self.free = {}  # size: blocks that no array lies in
         self.leases = {}  # keeps the weak references alive, without which no one would call
+        self.outer = []  # the pools that this one stands in for, one for each `with` that is open
 
     def __enter__(self):
-        self.outer = getattr(_thread, "pool", None)
+        self.outer.append(getattr(_thread, "pool", None))
         _thread.pool = self
         return self
 
     def __exit__(self, *exception):
-        _thread.pool = self.outer
+        _thread.pool = self.outer.pop()
 
     def take(self, shape, dtype, size):
         """An array in a free block, or in a new one."""
@@ -78,7 +93,7 @@ class Pool:
         blocks = self.free.setdefault(room, [])
         try:
             block = blocks.pop() if blocks else mmap.mmap(-1, room, **PRIVATE)
-        except OSError:
+        except (OSError, OverflowError):
             return np.empty(shape, dtype)  # which says MemoryError, if that does not fit either
         array = np.ndarray(shape, dtype, buffer=block)  # a view of it, or of a view, keeps this very array alive
         lease = Lease(array, self.give_back)

@@ -47,13 +47,16 @@ def no_grad():
 @contextlib.contextmanager
 def check_finite():
     """Within this block, in this thread, the first op that turns finite inputs into NaN or infinity raises
-    FloatingPointError with its name, in the forward pass and in the backward pass alike. It reads every array twice, so
-    use it to find a culprit, not to train. (PyTorch calls this anomaly mode.)"""
+    FloatingPointError with its name, forward and backward. It reads every array twice: not for training."""
     token = _checking.set(True)
     try:
         yield
     finally:
         _checking.reset(token)
+
+
+def checking_finite():
+    return _checking.get()
 
 
 class Node:
@@ -83,11 +86,10 @@ class Node:
 def differentiable(op):
     """Turn `op(*arrays, **static) -> (array, pullback)` into a function on Tensors that records itself.
 
-    Positional arguments may be Tensors, arrays or numbers (constants, copied to the tensors' dtype) or None
-    (absent). The pullback maps dL/d(output) to a tuple with dL/d(input) for each positional argument (or the
-    bare array if there is one); it may have the output's broadcast shape, `fit` sums it. A pullback with
-    a second parameter named `wanted` is told which inputs want a gradient, a list of bools, and may return
-    None for the others.
+    Positional arguments may be Tensors, arrays or numbers (constants, copied to the tensors' dtype) or None (absent).
+    The pullback maps dL/d(output) to a tuple with dL/d(input) for each positional argument (or the bare array if there
+    is one); it may have the output's broadcast shape, `fit` sums it. A pullback with a second parameter named `wanted`
+    is told which inputs want a gradient, a list of bools, and may return None for the others.
     """
 
     name = op.__name__.lstrip("_")
@@ -123,9 +125,7 @@ def differentiable(op):
             if all(np.isfinite(a).all() for a in arrays if a is not None):
                 raise FloatingPointError(f"{name} {out.shape} is the first op with a non-finite result")
         if not graph or not _recording.get():
-            owner = out.base if isinstance(out.base, np.ndarray) else out
-            shared = any(a is owner or a.base is owner for a in arrays if a is not None)
-            return Tensor.wrap(out.copy() if shared else out)  # an edit must not reach who remembers the other
+            return Tensor.wrap(out.copy() if memory.share(out, arrays) else out)  # an edit must not reach a graph
         parents = [x.node() if isinstance(x, Tensor) else None for x in inputs]
         shapes = [a if a is None else a.shape for a in arrays]
         return Tensor.wrap(out, Node(name, out, pullback, parents, shapes))

@@ -1,8 +1,7 @@
 """What is measured: four small Vision Transformers, from matrices that fit into a cache to matrices that do not.
 
 They span what one trains on a laptop. In the smallest a step is hundreds of calls of a few microseconds each, and the
-bookkeeping between them decides; in the largest nearly all time goes into matrix products, which every contender
-leaves to a BLAS, and little is left to win.
+bookkeeping between them decides; in the largest nearly all time goes into matrix products, and little is left to win.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The hot loops of a Vision Transformer, each one twice: as a NumPy spec and as a Numba kernel.
+"""The hot loops of a Vision Transformer, nearly each one twice: as a NumPy spec and as a Numba kernel.
 
 Arrays go in, arrays come out; nothing here knows of gradients or layers. In reading order:
 
@@ -13,7 +13,7 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
     matmul          the matrix product in registers, large and many small ones
     linear          x W + b and its gradients, with GELU behind it
     attention       softmax between two matrix products, where q, k and v lie
-    block           an encoder block in one kernel, of the loops above
+    block           an encoder block in one kernel, of the loops above; its spec is nn.EncoderBlock
     im2col          windows of an image as the rows of a matrix, for patches and convolutions
     warp            rotate, zoom and shift images, for augmentation
 """

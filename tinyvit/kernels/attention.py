@@ -146,7 +146,7 @@ def _softmax_columns(s, scores, scale):
     """s (N, a multiple of LANES) becomes the softmax of scale s over its first axis; scale > 0. `scores` is the array
     of which s is a window, as one row: exp runs over all of it at a time, since that leaves no short ends of rows."""
     N, columns = s.shape
-    factor, one = spread(scale, LANES), spread(scale / scale, LANES)
+    factor, one = spread(scale, LANES), spread(s.dtype.type(1), LANES)
     for n in range(0, columns, LANES):
         top = load(s[0], n, LANES)
         for j in range(1, N):

@@ -35,6 +35,8 @@ from platformdirs import user_cache_dir
 try:
     import numba
 
+    if numba.config.DISABLE_JIT:  # registers as values cannot be had without compiling
+        raise ImportError("NUMBA_DISABLE_JIT is set")
     _no_numba = None
 except ImportError as error:  # not installed, or it refuses this NumPy: the reason belongs into the warning below
     numba, _no_numba = None, error
@@ -217,7 +219,7 @@ def announce_compilation():
         how_often = (
             "once per install" if CACHE_FOLDER else "in each run: set NUMBA_CACHE_DIR to a writable folder to keep them"
         )
-        print(f"compiling kernels (a few seconds), {how_often} …", file=sys.stderr, flush=True)
+        print(f"compiling kernels (ten seconds or so), {how_often} …", file=sys.stderr, flush=True)
 
 
 FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}

@@ -11,7 +11,7 @@ after the same.
 import numpy as np
 
 from tinyvit.kernels.attention import attention_backward_loop, attention_loop, scratch
-from tinyvit.kernels.backend import jit
+from tinyvit.kernels.backend import jit, require
 from tinyvit.kernels.gelu import split_exact, split_tanh
 from tinyvit.kernels.layernorm import layernorm_backward_loop, layernorm_loop
 from tinyvit.kernels.linear import column_sums
@@ -25,12 +25,23 @@ def encoder_block_fits(width, heads, hidden):
     return not (width // heads % NARROWEST or hidden % NARROWEST)
 
 
+def _check(z, weights, heads):
+    D, M = z.shape[-1], weights[8].shape[-1]
+    shapes = [(D,), (D,), (D, 3 * D), (3 * D,), (D, D), (D,), (D,), (D,), (D, M), (M,), (M, D), (D,)]
+    holds = z.ndim == 3 and z.shape[1] >= 1 and heads >= 1 and D % heads == 0 and [w.shape for w in weights] == shapes
+    holds = holds and encoder_block_fits(D, heads, M) and all(a.flags.carray for a in (z, *weights))
+    must = "encoder_block: z must be (B, N, D) with N ≥ 1, the weights (D,), (D,), (D, 3D), … (M, D), (D,), in order, "
+    must += f"contiguous, D / heads and M multiples of {NARROWEST}"
+    require(holds, must, z, *weights, heads=heads)
+
+
 def encoder_block(z, weights, heads, eps, tanh):
     """z (B, N, D) -> (z'' (B, N, D), what `encoder_block_backward` needs).
 
     weights: γ₁ (D,), β₁ (D,), W_qkv (D, 3 D), b_qkv, W_out (D, D), b_out, γ₂, β₂, W₁ (D, M), b₁, W₂ (M, D), b₂, all
     C-contiguous and of z's dtype.
     """
+    _check(z, weights, heads)
     B, N, D = z.shape
     M, T = weights[8].shape[1], z.dtype
     normed1, mixed, middle, normed2, out = (empty((B * N, D), T) for _ in range(5))
@@ -85,6 +96,7 @@ def encoder_block_backward(g, weights, kept, heads):
     """
     B, N, D = g.shape
     T = g.dtype
+    require(g.size == kept[0].size, "encoder_block_backward: g must have z's shape", g, kept[0])
     gradients = tuple(np.zeros(w.shape, T) for w in weights)
     transposed = tuple(np.array(weights[k].T, order="C") for k in (2, 4, 8, 10))
     dz, dnormed, dmiddle, dmixed = (empty((B * N, D), T) for _ in range(4))

@@ -2,8 +2,8 @@
 
     dx = G Wᵀ,   dW = xᵀ G,   db = Σ rows of G,   with G = dL/dy
 
-Three matrix products, of one and the same kernel. What surrounds them is fused into it: the sums begin at the bias, and
-GELU is applied to rows that have just been computed and are still in cache.
+Three matrix products, of one and the same kernel, whose sums begin at the bias. With GELU behind it, one pass over the
+result gives GELU and its derivative, and the derivative stays where the result was.
 """
 
 import numpy as np

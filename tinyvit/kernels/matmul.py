@@ -1,8 +1,8 @@
 """The matrix product, where nearly all of a Transformer's time goes: start + A B in registers.
 
 C_mn = Σ_k A_mk B_kn asks for two numbers for each multiply-add, and a core can multiply-add far more than it can load.
-So load less: keep a *tile* of C, 4 rows by up to 4 registers, in registers for all of k. Then one turn of the loop over
-k loads 4 registers of B and 4 numbers of A for 16 multiply-adds, and C is loaded and stored once.
+So load less: keep a *tile* of C, 4 rows by 4 registers (AVX-512; by 2 with AVX2), in registers for all of k. Then one
+turn of the loop over k loads 4 registers of B and 4 numbers of A for 16 multiply-adds, and C is loaded and stored once.
 
     for each strip of columns:  copy the strip of B into a panel, which lies dense in the first-level cache
         for each four rows:     c = start;  for k:  c += A[m, k] · panel[k];  C = c
@@ -21,10 +21,8 @@ from tinyvit.kernels.simd import LANES, WIDE_REGISTERS, load, madd, store, windo
 from tinyvit.memory import empty
 
 DEPTH = 128  # of a panel: 128 × 4 registers are 32 kB, and the first-level cache holds 32 or 48
-WIDEST, NARROWEST = (
-    64 if WIDE_REGISTERS else 16,
-    4,
-)  # columns of a tile: AVX-512 has 32 registers, AVX2 16 of half the size
+WIDEST = 64 if WIDE_REGISTERS else 16  # columns of a tile: AVX-512 has 32 registers, AVX2 16 of half the size
+NARROWEST = 4
 
 
 def _strip(lanes):
@@ -56,8 +54,8 @@ def _strip(lanes):
 
     @jit
     def tall(A, B, start, C):
-        """The same in tiles of eight rows, for a strip of one register: a multiply-add takes four cycles and two begin
-        in each cycle, so it takes eight sums in the making to keep a core busy."""
+        """The same in tiles of eight rows, for a strip of one register: a sum waits a few cycles for its last
+        multiply-add, so it takes several sums in the making to keep a core busy."""
         M, K = A.shape
         whole, step = M // 8 * 8, min(start.shape[0] - 1, 1)
         for m in range(0, whole, 8):

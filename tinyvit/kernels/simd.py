@@ -17,13 +17,14 @@ machine. Indices are not checked.
 from tinyvit.kernels.backend import jit, numba
 
 if numba:
-    from llvmlite import binding, ir
+    from llvmlite import ir
     from numba.core import cgutils, types
+    from numba.core.codegen import get_host_cpu_features
     from numba.extending import intrinsic, models, register_model
     from numba.np.arrayobj import populate_array
 
     # The same choice as the compiler's own, which Numba's environment variables can change.
-    _features = numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
+    _features = numba.config.CPU_FEATURES if numba.config.CPU_FEATURES is not None else get_host_cpu_features()
     WIDE_REGISTERS = "+avx512f" in _features.split(",")
 
     class Vector(types.Type):
@@ -96,8 +97,8 @@ if numba:
     @intrinsic
     def window(typing, x, i, rows, j, columns):
         """x[i : i + rows, j : j + columns] of a 2-D array, unchecked and uncounted, for a kernel whose caller keeps x
-        alive. A slice counts the references to its array up and down, atomically, which takes as long as the product
-        of two small matrices; and it is some hundred instructions to compile where this is ten."""
+        alive. (A slice counts the references to its array up and down, atomically, and checks its bounds. With slices
+        instead, attention took 1.5 times as long for 17 tokens, and compiling it longer too.)"""
         view = types.Array(x.dtype, 2, "A")
 
         def emit(context, builder, signature, arguments):

@@ -117,21 +117,29 @@ class EncoderBlock(Module):
         return z + self.mlp(self.norm2(z))
 
     def _can_be_one_kernel(self):
-        if composing_now() or kernels.backend() != "numba" or self.dropout.is_active():
+        """Whether the block is as `__init__` made it, no part replaced or frozen, and nobody wants to see its ops."""
+        if composing_now() or kernels.backend() != "numba":
             return False
-        width, hidden = self.mlp.fc1.weight.shape
-        return kernels.encoder_block_fits(width, self.attention.heads, hidden)
+        attention, mlp = self.attention, self.mlp
+        parts = self.norm1, self.norm2, attention, mlp, self.dropout
+        if tuple(map(type, parts)) != (LayerNorm, LayerNorm, MultiHeadSelfAttention, MLP, Dropout):
+            return False
+        linears = attention.qkv, attention.out, mlp.fc1, mlp.fc2
+        if any(type(x) is not Linear or x.bias is None or not x.weight.requires_grad for x in linears):
+            return False
+        if self.dropout.is_active() or mlp.dropout.is_active() or self.norm1.eps != self.norm2.eps:
+            return False
+        return kernels.encoder_block_fits(mlp.fc1.weight.shape[0], attention.heads, mlp.fc1.weight.shape[1])
 
     def _as_one_kernel(self, z):
-        """The two lines of `forward` in one op, see kernels/block.py: fewer visits to Python, and to memory."""
-        norm1, qkv, out, norm2, fc1, fc2 = (
-            self.norm1, self.attention.qkv, self.attention.out, self.norm2, self.mlp.fc1, self.mlp.fc2
-        )  # fmt: skip
+        """The two lines of `forward` in one op, see kernels/block.py: fewer visits to Python."""
+        norm1, norm2, attention, mlp = self.norm1, self.norm2, self.attention, self.mlp
+        qkv, out, fc1, fc2 = attention.qkv, attention.out, mlp.fc1, mlp.fc2
         weights = (
             norm1.gamma, norm1.beta, qkv.weight, qkv.bias, out.weight, out.bias,
             norm2.gamma, norm2.beta, fc1.weight, fc1.bias, fc2.weight, fc2.bias,
         )  # fmt: skip
-        return F.encoder_block(z, *weights, heads=self.attention.heads, eps=norm1.eps, tanh=self.mlp.gelu == "tanh")
+        return F.encoder_block(z, *weights, heads=attention.heads, eps=norm1.eps, tanh=mlp.gelu == "tanh")
 
 
 class PatchEmbedding(Module):

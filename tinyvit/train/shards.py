@@ -6,7 +6,7 @@ parameters share memory with the model's and whose gradients are its own. Then t
 the order of the shards, not in the order in which threads finish, so that the result is the same to the bit for
 any number of threads. This is data parallelism as across machines, where the sum is an all-reduce.
 
-Threads suffice, without processes: NumPy's matrix products and our kernels release the GIL. Inside a shard all
+Threads suffice, without processes: our kernels, the matrix products among them, release the GIL. Inside a shard all
 is serial; BLAS gets one thread (`one_blas_thread`), because two pools of threads on the same cores wait for
 each other in loops.
 """
@@ -61,11 +61,11 @@ class Shards:
             raise ValueError(f"shards and threads must be at least 1, got {shards} and {threads}")
         self.threads = min(threads or available_cores(), shards)
         self.flat = flat
-        self.pools = {}
+        self.memory = {}  # by thread
         self.replicas = [model.replica() for _ in range(shards)]
         self.gradients = [flat.attach(replica) for replica in self.replicas]
         self.blas = one_blas_thread()  # until `close`
-        self.pool = ThreadPoolExecutor(self.threads, "tinyvit") if self.threads > 1 else None
+        self.pool = ThreadPoolExecutor(self.threads - 1, "tinyvit") if self.threads > 1 else None
         self.timings = {"pool": [], "alone": []} if threads is None and self.pool else None  # until that is known
 
     def __enter__(self):
@@ -82,10 +82,17 @@ class Shards:
         if self.pool is not None:
             self.pool.shutdown()
             self.pool, self.threads = None, 1
+            self.memory.clear()
 
     def map(self, function, *sequences):
-        """list(map(function, …)) on the workers."""
-        return list((self.pool.map if self.pool else map)(function, *sequences))
+        """list(map(function, …)) on all threads. The calling one works too: from the end of the list on it takes back
+        what no worker has begun."""
+        if self.pool is None:
+            return list(map(function, *sequences))
+        futures = [self.pool.submit(function, *arguments) for arguments in zip(*sequences, strict=True)]
+        tasks = reversed(list(zip(futures, *sequences, strict=True)))
+        results = [function(*task) if future.cancel() else future.result() for future, *task in tasks]
+        return results[::-1]
 
     def _timed(self, function, parts):
         """`map` for the first steps: with and without threads in turn, then the faster way for good. As threads change
@@ -121,10 +128,10 @@ class Shards:
         def run(part):
             i, x, y = part
             weight = len(y) / len(labels)
-            pool = self.pools.setdefault(threading.get_ident(), Pool())
+            memory = self.memory.setdefault(threading.get_ident(), Pool())
             self.gradients[i][...] = 0
             # An overflow shows in the loss; NumPy's warning, once per thread, would only hide the message below it.
-            with pool, random_state((*seed, i)), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            with memory, random_state((*seed, i)), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 logits = self.replicas[i](x)
                 loss = F.cross_entropy(logits, y, smoothing)
                 loss.backward(weight)
