@@ -240,7 +240,7 @@ def test_live_arrays_of_several_threads():
 
 def test_share_sees_every_kind_of_view(pool):
     """Protects: an unrecorded result that shows an input's memory is copied."""
-    for x in (np.zeros(50), empty((LARGE,))):
+    for x in (np.zeros(50), empty((5 * LARGE,))):
         views = (
             x,
             x[3:],

@@ -21,7 +21,6 @@ if numba:
     from numba.core import cgutils, types
     from numba.core.codegen import get_host_cpu_features
     from numba.extending import intrinsic, models, register_model
-    from numba.np.arrayobj import populate_array
 
     # The same choice as the compiler's own, which Numba's environment variables can change.
     _features = numba.config.CPU_FEATURES if numba.config.CPU_FEATURES is not None else get_host_cpu_features()
@@ -102,6 +101,8 @@ if numba:
         view = types.Array(x.dtype, 2, "A")
 
         def emit(context, builder, signature, arguments):
+            from numba.np.arrayobj import populate_array  # here, because importing it takes a tenth of all of tinyvit
+
             source = context.make_array(x)(context, builder, value=arguments[0])
             i, rows, j, columns = (
                 context.cast(builder, value, kind, types.intp)
