@@ -24,8 +24,8 @@ Memory. For each token and layer the pullbacks remember, in numbers of 4 bytes (
     8 D + 2 M       layer norm D, q k v D, attention 3 D, mixing D, layer norm D, MLP D + M, GELU M
     H N             what the token reads, p, for each of H heads
 
-and at the peak the gradient of the last block's p is there besides. So the maps weigh as much as all else at
-N = (8 D + 2 M) / H · L / (L + 1), 128 tokens here. FlashAttention (Dao et al. 2022) computes p again instead of keeping
+and p's gradient is never there as a whole: the kernel has a head's part of it at a time. So the maps weigh as much as
+all else at N = (8 D + 2 M) / H, 192 tokens here. FlashAttention (Dao et al. 2022) computes p again instead of keeping
 it, and has no N² in its memory. The peak is tracemalloc's, to which NumPy reports its arrays: what a step adds to the
 parameters and their gradients. BLAS's own buffers are not in it.
 
@@ -123,7 +123,7 @@ def make(sweep, value):
     point = Point(
         sweep, N, D, L, B, ops=sum(row.op != "leaf" for row in tape.rows), attention_flops=attention,
         other_flops=other, token_bytes=rest, map_bytes=maps,
-        predicted_bytes=rest + maps + maps // L,
+        predicted_bytes=rest + maps,
     )  # fmt: skip
     return point, step, attend
 
@@ -179,10 +179,10 @@ def exponents(sweeps):
 
 def crossings(constants):
     """From how many tokens on the part that grows with N² is the larger one: of the work, the time, the peak."""
-    D, L, M = BASE["width"], BASE["depth"], 2 * BASE["width"]
+    D, M = BASE["width"], 2 * BASE["width"]
     _, other, attention = constants
     flops = 2 * D + M
-    return dict(flops=flops, time=flops * other / attention, memory=(8 * D + 2 * M) / HEADS * L / (L + 1))
+    return dict(flops=flops, time=flops * other / attention, memory=(8 * D + 2 * M) / HEADS)
 
 
 def table(sweeps, grown, constants, crossing):
