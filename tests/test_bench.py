@@ -20,6 +20,8 @@ from tinyvit.bench.shapes import BATCH
 from tinyvit.cli import main
 from tinyvit.models import ViT
 
+compiled = pytest.mark.skipif(kernels.backend() != "numba", reason="it measures the compiled kernels only, and says so")
+
 # ---------------------------------------------------------------------------------------------- statistics, rounds
 
 
@@ -104,6 +106,7 @@ def test_who_dies_is_left_out_with_the_reason(fake):
     assert len(measured.rounds) == 3
 
 
+@compiled
 def test_without_tinyvit_or_anyone_there_is_nothing_to_report(fake):
     fake.dies_in |= {"tinyvit ×1": 0}
     with pytest.raises(BenchError, match="digits: tinyvit ×1: out of luck"):
@@ -112,6 +115,7 @@ def test_without_tinyvit_or_anyone_there_is_nothing_to_report(fake):
         rounds.measure("digits", [("tinyvit", 1)], 1, 0.1, print)
 
 
+@compiled
 def test_what_cannot_be_measured_is_refused():
     with kernels.use("numpy"), pytest.raises(BenchError, match="TINYVIT_KERNELS"):
         training.train_step(["digits"], say=print)
@@ -169,6 +173,7 @@ def measured():
         return bench.train_step(["digits"], [2], rivals=[], rounds=1, seconds=0.02, say=lambda text: None)
 
 
+@compiled
 def test_a_real_round(measured):
     digits = measured.shapes["digits"]
     assert set(digits.memory) == {"tinyvit ×1", "tinyvit ×2", "parts ×1"} and not digits.left_out
@@ -191,6 +196,7 @@ def tables(markdown):
     return found
 
 
+@compiled
 def test_the_report_of_it(measured, monkeypatch):
     for torch in (True, False):
         monkeypatch.setattr(training, "has_pytorch", lambda torch=torch: torch)
@@ -325,6 +331,7 @@ def test_help(capsys):
     assert stop.value.code == 0 and "--compile" in capsys.readouterr().out
 
 
+@compiled
 @pytest.mark.skipif(os.name == "nt", reason="sends the signal in POSIX's way")
 def test_ctrl_c_leaves_no_process_behind():
     command = [sys.executable, "-m", "tinyvit", "bench", "--threads", "1"]

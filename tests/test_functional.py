@@ -124,6 +124,10 @@ def test_every_fused_op_is_checked():
     assert fused == {name.split(",")[0] for name in [*CASES, "gelu"]} | {"encoder_block"}
 
 
+compiled = pytest.mark.skipif(kernels.backend() != "numba", reason="the block's kernel is a compiled one")
+
+
+@compiled
 @pytest.mark.parametrize("sizes", [(3, 17, 48, 4, 96, False), (1, 1, 4, 1, 8, True), (2, 130, 16, 2, 20, False)])
 def test_an_encoder_block_in_one_kernel_equals_the_composed_one(sizes):
     """With which it also has its gradients checked: the composed one's ops are, above."""
@@ -240,6 +244,7 @@ def is_one_kernel(block):
     return "encoder_block" in {row.op for row in block(leaf(2, 3, 8, dtype=np.float32)).trace().rows}
 
 
+@compiled
 def test_a_block_that_was_changed_is_composed():
     """The kernel knows nothing of a replaced part, so it must not be used."""
 
@@ -260,6 +265,7 @@ def test_a_block_that_was_changed_is_composed():
         assert not is_one_kernel(block), what
 
 
+@compiled
 def test_the_block_kernel_checks_shapes_and_takes_an_empty_batch():
     with pytest.raises(ValueError, match="encoder_block: z must be"):
         encoder_block()(leaf(2, 3, 6, dtype=np.float32))
@@ -268,6 +274,7 @@ def test_the_block_kernel_checks_shapes_and_takes_an_empty_batch():
     assert z.grad.shape == (0, 3, 8)
 
 
+@compiled
 def test_a_block_used_twice_gets_both_gradients():
     block, z = encoder_block().astype(np.float64), leaf(2, 3, 8)
 
