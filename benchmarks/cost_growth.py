@@ -246,7 +246,7 @@ def draw(sweeps, grown, constants, crossing):
     note(time_axes, 40, 0.11, "attention: N²\n(squares: by itself)", DARK_ORANGE, "left")
     note(time_axes, 5, 0.75, f"{constants[0] * 1e6:.0f} µs an op", GREY, "left")
 
-    maps = np.array([p.map_bytes * (1 + 1 / p.depth) for p in ps]) / 1e6
+    maps = np.array([p.map_bytes for p in ps]) / 1e6
     rest = np.array([p.token_bytes for p in ps]) / 1e6
     growth(memory_axes, ps, 0, rest, maps, [p.peak_bytes / 1e6 for p in ps], crossing["memory"])
     memory_axes.set_ylim(0.05)

@@ -183,18 +183,24 @@ def batched_matmul(a, b):
 def batched_matmul(a, b):
     _check(a, b)
     a, b = contiguous(a, b)
-    N = b.shape[2]
-    width = -(-N // NARROWEST) * NARROWEST
-    if width > N:
-        b = np.pad(b, ((0, 0), (0, 0), (0, width - N)))
-    out = np.zeros((a.shape[0], a.shape[1], width), a.dtype)
-    if b.size:
-        _batched_matmul(a, b, out)
-    return out if width == N else out[:, :, :N].copy()
+    out = np.empty((a.shape[0], a.shape[1], b.shape[2]), a.dtype)
+    _batched_matmul(a, b, out)
+    return out
 
 
 @jit
 def _batched_matmul(a, b, out):
-    start = np.zeros((1, b.shape[2]), b.dtype)
-    for i in range(out.shape[0]):
-        multiply(whole(a[i]), whole(b[i]), whole(start), whole(out[i]))
+    (B, M, N), K = out.shape, a.shape[2]
+    width = -(-N // NARROWEST) * NARROWEST
+    right, result = np.zeros((K, width), b.dtype), np.empty((M, width), b.dtype)
+    zeros = np.zeros((1, width), b.dtype)
+    for i in range(B):
+        for k in range(K):
+            row, copy = b[i, k], right[k]
+            for n in range(row.size):
+                copy[n] = row[n]
+        multiply_small(whole(a[i]), whole(right), whole(zeros), whole(result))
+        for m in range(M):
+            row, copy = out[i, m], result[m]
+            for n in range(row.size):
+                row[n] = copy[n]
