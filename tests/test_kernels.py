@@ -625,3 +625,13 @@ def test_without_numba_the_warning_says_why(copy, tmp_path, monkeypatch):
     assert backend.backend() == "numpy"
     with pytest.raises(ImportError, match="Numba needs NumPy 2.4 or less"), backend.use("numba"):
         pass
+
+
+def test_without_compiling_the_kernels_are_numpys():
+    """NUMBA_DISABLE_JIT is how people step through Numba code; ours needs the compiler for registers, and says so."""
+    code = "from tinyvit import kernels; import numpy as np; assert kernels.softmax(np.ones((2, 20)))[0, 0] == 0.05"
+    code += "; assert kernels.backend() == 'numpy'"
+    environment = {k: v for k, v in os.environ.items() if k != "TINYVIT_KERNELS"} | {"NUMBA_DISABLE_JIT": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "NUMBA_DISABLE_JIT is set" in run.stderr
