@@ -107,7 +107,8 @@ def encoder_block(z, *weights, heads, eps=1e-6, tanh=False):
     """z + MSA(LN(z)), then the same with the MLP, z (B, N, D) -> (B, N, D): paper eq. 2 and 3 in one node.
 
     What `nn.EncoderBlock` composes of the ops above; it says when it takes this one instead. `weights` are its twelve
-    parameters in order of definition.
+    parameters in order of definition, contiguous in memory or copied. Raises ValueError for shapes that do not fit, and
+    where the head width or the MLP's is no multiple of 4.
     """
     z, *weights = kernels.contiguous(z, *weights)
     weights = tuple(weights)

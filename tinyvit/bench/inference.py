@@ -1,7 +1,7 @@
 """Prediction beside PyTorch's: how long one image takes, and how many images a second in batches of 256.
 
-For one image, nearly all is the cost of calling: some hundred operations of a few microseconds each. Whoever waits for
-an answer minds the slow ones, so the ninetieth percentile stands beside the median.
+For one image, much of it is the cost of calling: dozens of operations of a few microseconds each. Whoever waits for an
+answer minds the slow ones, so the ninetieth percentile stands beside the median.
 """
 
 from tinyvit.bench.report import ms, opening, remarks, spread, table

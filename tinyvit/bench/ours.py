@@ -27,8 +27,7 @@ def training(config, threads):
 
 
 def prediction(config, threads):
-    """Class probabilities of one image, and of MANY at once. (NumPy's BLAS has as many threads as the process is told
-    to use; the kernels have one.)"""
+    """Class probabilities of one image, and of MANY at once: on one thread, whatever `threads` says."""
     model = ViT(config).eval()
     images, _ = batch(config, MANY)
     return {"one": lambda: model.predict(images[:1]), "many": lambda: model.predict(images)}

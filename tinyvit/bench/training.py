@@ -19,6 +19,7 @@ RIVALS = {"eager": "PyTorch eager", "compile": "torch.compile"}
 
 
 def has_pytorch():
+    """Whether PyTorch is installed; it is not imported for that."""
     return importlib.util.find_spec("torch") is not None
 
 

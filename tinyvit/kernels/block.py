@@ -15,8 +15,9 @@ from tinyvit.kernels.backend import jit, require
 from tinyvit.kernels.gelu import split_exact, split_tanh
 from tinyvit.kernels.layernorm import layernorm_backward_loop, layernorm_loop
 from tinyvit.kernels.linear import column_sums
-from tinyvit.kernels.matmul import NARROWEST, multiply, whole
-from tinyvit.kernels.simd import LANES, window
+from tinyvit.kernels.matmul import NARROWEST, multiply, turned, whole
+from tinyvit.kernels.simd import LANES
+from tinyvit.kernels.update import add_loop
 from tinyvit.memory import empty
 
 
@@ -39,7 +40,7 @@ def encoder_block(z, weights, heads, eps, tanh):
     """z (B, N, D) -> (z'' (B, N, D), what `encoder_block_backward` needs).
 
     weights: γ₁ (D,), β₁ (D,), W_qkv (D, 3 D), b_qkv, W_out (D, D), b_out, γ₂, β₂, W₁ (D, M), b₁, W₂ (M, D), b₂, all
-    C-contiguous and of z's dtype.
+    C-contiguous and of z's dtype. Raises ValueError or TypeError where they are not so. Source: paper eq. 2 and 3.
     """
     _check(z, weights, heads)
     B, N, D = z.shape
@@ -75,12 +76,6 @@ def _forward(weights, kept, out, N, H, scale, eps, tanh, room):
 
 
 @jit
-def _transposed(x):
-    """xᵀ, a view."""
-    return window(x.T, 0, x.shape[1], 0, x.shape[0])
-
-
-@jit
 def _add_row(x, b, out):
     """out = x + b for each row of x."""
     for i in range(x.shape[0]):
@@ -92,7 +87,7 @@ def _add_row(x, b, out):
 def encoder_block_backward(g, weights, kept, heads):
     """(dL/dz (B, N, D), dL/dweights, a tuple as long as `weights`) from g = dL/dz'' (B, N, D) and what forward kept.
 
-    Uses up what was kept.
+    Uses up what was kept. Raises ValueError for a g that is not of z's size.
     """
     B, N, D = g.shape
     T = g.dtype
@@ -118,34 +113,25 @@ def _backward(weights, transposed, kept, dy, dz, gradients, N, H, scale, room, o
     mean1, rstd1, mean2, rstd2 = statistics[0], statistics[1], statistics[2], statistics[3]
     # z'' = z' + GELU(LN(z') W₁ + b₁) W₂ + b₂
     column_sums(dy, db2)
-    multiply(_transposed(hidden), whole(dy), whole(dw2), whole(dw2))
+    multiply(turned(hidden), whole(dy), whole(dw2), whole(dw2))
     dh = hidden  # in the place of what is not needed any more
     multiply(whole(dy), whole(t2), whole(nothing_wide), whole(dh))
     _multiply_into(slope.reshape(slope.size), dh.reshape(slope.size))
     column_sums(dh, db1)
-    multiply(_transposed(normed2), whole(dh), whole(dw1), whole(dw1))
+    multiply(turned(normed2), whole(dh), whole(dw1), whole(dw1))
     multiply(whole(dh), whole(t1), whole(nothing), whole(dnormed))
     layernorm_backward_loop(middle, gamma2, mean2, rstd2, dnormed, dmiddle, dgamma2, dbeta2)
-    _add_into(dy, dmiddle)
+    add_loop(dmiddle.reshape(dmiddle.size), dy.reshape(dy.size))
     # z' = z + MSA(LN(z))
     column_sums(dmiddle, db_out)
-    multiply(_transposed(mixed), whole(dmiddle), whole(dw_out), whole(dw_out))
+    multiply(turned(mixed), whole(dmiddle), whole(dw_out), whole(dw_out))
     multiply(whole(dmiddle), whole(t_out), whole(nothing), whole(dmixed))
     attention_backward_loop(qkv, N, H, scale, p, dmixed, dqkv, *of_attention)
     column_sums(dqkv, db_qkv)
-    multiply(_transposed(normed1), whole(dqkv), whole(dw_qkv), whole(dw_qkv))
+    multiply(turned(normed1), whole(dqkv), whole(dw_qkv), whole(dw_qkv))
     multiply(whole(dqkv), whole(t_qkv), whole(nothing), whole(dnormed))
     layernorm_backward_loop(z, gamma1, mean1, rstd1, dnormed, dz, dgamma1, dbeta1)
-    _add_into(dmiddle, dz)
-
-
-@jit
-def _add_into(x, y):
-    """y += x."""
-    for i in range(x.shape[0]):
-        row, to = x[i], y[i]
-        for j in range(row.size):
-            to[j] += row[j]
+    add_loop(dz.reshape(dz.size), dmiddle.reshape(dmiddle.size))
 
 
 @jit

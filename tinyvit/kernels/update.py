@@ -117,10 +117,10 @@ def add_into(total, part):
 @add_into.fast
 def add_into(total, part):
     _check_sum(total, part)
-    _add_into(total, part)
+    add_loop(total, part)
 
 
 @jit
-def _add_into(total, part):
+def add_loop(total, part):
     for i in range(total.size):
         total[i] += part[i]
