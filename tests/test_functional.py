@@ -44,6 +44,13 @@ def attention(qkv, heads):
     return (p @ v).transpose(0, 2, 1, 3).reshape(B, N, D3 // 3)
 
 
+def biased_attention(qkv, bias, heads):
+    B, N, D3 = qkv.shape
+    q, k, v = qkv.reshape(B, N, 3, heads, D3 // 3 // heads).transpose(2, 0, 3, 1, 4)
+    p = softmax(q @ k.mT * (D3 / 3 / heads) ** -0.5 + bias)
+    return (p @ v).transpose(0, 2, 1, 3).reshape(B, N, D3 // 3)
+
+
 def cross_entropy(logits, labels, smoothing=0.0):
     target = np.eye(logits.shape[1])[labels] * (1 - smoothing) + smoothing / logits.shape[1]
     return -(ops.log(softmax(logits)) * target).sum(axis=-1).mean()
@@ -64,6 +71,8 @@ def conv2d(x, w, b, stride, padding):
 
 
 LABELS = np.array([0, 4, 4, 2])
+CAUSAL = np.triu(np.full((5, 5), -np.inf), 1)  # a token reads itself and what came before
+PICKED = np.array([[2, 0, 2], [2, 3, 0]])
 CASES = {
     "linear": (functional.linear, linear, lambda: (leaf(2, 3, 4), leaf(4, 5), leaf(5))),
     "linear, one row": (functional.linear, linear, lambda: (leaf(4), leaf(4, 5), leaf(5))),
@@ -83,6 +92,17 @@ CASES = {
         lambda x: functional.attention(x, heads=4), lambda x: attention(x, 4), lambda: (leaf(3, 7, 3 * 12),)),
     "attention, one token": (
         lambda x: functional.attention(x, heads=2), lambda x: attention(x, 2), lambda: (leaf(2, 1, 12),)),
+    "biased_attention, a bias for all": (
+        lambda x, b: functional.biased_attention(x, b, heads=2), lambda x, b: biased_attention(x, b, 2), lambda:
+        (leaf(3, 5, 12), leaf(2, 5, 5))),
+    "biased_attention, for each image": (
+        lambda x, b: functional.biased_attention(x, b, heads=2), lambda x, b: biased_attention(x, b, 2), lambda:
+        (leaf(3, 4, 18), leaf(3, 2, 4, 4))),
+    "biased_attention, causal": (
+        lambda x: functional.biased_attention(x, CAUSAL, heads=3), lambda x: biased_attention(x, CAUSAL, 3), lambda:
+        (leaf(2, 5, 18),)),
+    "embedding": (
+        lambda t: functional.embedding(t, PICKED), lambda t: t[PICKED], lambda: (leaf(4, 3),)),
     "cross_entropy": (
         lambda x: functional.cross_entropy(x, LABELS), lambda x: cross_entropy(x, LABELS), lambda: (leaf(4, 5),)),
     "cross_entropy, smoothed": (
@@ -178,6 +198,33 @@ def test_attention_over_shapes(B, N, H, K):
                 functional.attention(x, heads=H).data, attention(x, H).data, rtol=1e-9, atol=1e-12
             )
             gradcheck(lambda x: functional.attention(x, heads=H), x)
+
+
+def test_a_causal_mask_hides_what_comes_later(backend):
+    """Change the last token: no earlier one notices, and nothing of it comes back to them."""
+    x, changed = leaf(2, 5, 12), None
+    y = functional.biased_attention(x, CAUSAL, heads=2)
+    changed = Tensor(x.data + np.eye(5)[4][:, None])
+    np.testing.assert_array_equal(functional.biased_attention(changed, CAUSAL, heads=2).data[:, :4], y.data[:, :4])
+    y.backward(np.ones(5)[None, :, None] * (np.arange(5) < 2)[None, :, None] * np.ones((2, 5, 4)))
+    assert x.grad[:, :2].any() and not x.grad[:, 2:].any()
+
+
+def test_without_a_bias_it_is_attention(backend):
+    x, maps, others = leaf(2, 5, 12), [], []
+    ours = functional.biased_attention(x, np.zeros((5, 5)), heads=2, maps=maps)
+    np.testing.assert_allclose(ours.data, functional.attention(x, heads=2, maps=others).data, rtol=1e-12)
+    np.testing.assert_allclose(maps[0], others[0], rtol=1e-12)
+
+
+def test_what_embedding_and_biased_attention_refuse():
+    table = leaf(4, 3)
+    with pytest.raises(ValueError, match=r"index in \[0, V\), got \(4, 3\) and -1 to 2"):
+        functional.embedding(table, [-1, 2])
+    with pytest.raises(TypeError, match="must be integers, got float64"):
+        functional.embedding(table, [1.0])
+    with pytest.raises(ValueError, match=r"bias must be broadcastable to \(B, H, N, N\) = \(2, 2, 5, 5\)"):
+        functional.biased_attention(leaf(2, 5, 12), leaf(3, 5, 5), heads=2)
 
 
 def test_attention_hands_out_its_maps(backend):

@@ -85,6 +85,8 @@ WINDOW_SIZES = [
 # kernel, its arguments from r, which draws an array of a shape, and the sizes to try: single rows, odd ones,
 # no batch
 TABLE = [
+    ("scatter_add", lambda r, M, D, rows: (np.arange(M) * 7 % rows, r(M, D), rows),
+     [(20, 5, 6), (1, 1, 1), (0, 3, 2), (3, 0, 4), (5, 4, 100)]),
     ("softmax", lambda r, *s: (r(*s),), [(3, 5, 17), (1, 1), (7,), (0, 4), (2, 5000)]),
     ("softmax_backward", lambda r, *s: (kernels.softmax.numpy(r(*s)), r(*s)),
      [(3, 5, 17), (1, 1), (7,), (0, 4)]),

@@ -103,6 +103,43 @@ def attention(qkv, *, heads, maps=None):
 
 
 @differentiable
+def biased_attention(qkv, bias, *, heads, maps=None):
+    """softmax(q kᵀ / √K + bias) v: attention that is told where to look, or where not to.
+
+    Args:
+        qkv, heads, maps: as for `attention`.
+        bias: broadcastable to (B, H, N, N), added to the scores. Relative positions are one, and a causal mask is one: -∞
+            where token i must not read token j; each row needs an entry that is finite.
+
+    Returns (B, N, D). Here N × N scores stand in memory for all images at once; production kernels (FlashAttention)
+    mask tile by tile and never hold them.
+    """
+    if heads < 1 or qkv.ndim != 3 or qkv.shape[-1] % (3 * heads):
+        raise ValueError(f"qkv must be (B, N, 3 D) with D a multiple of heads = {heads}")
+    B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    sizes = zip(bias.shape[::-1], (N, N, heads, B), strict=False)
+    if bias.ndim > 4 or not all(size in (1, full) for size, full in sizes):
+        raise ValueError(f"bias must be broadcastable to (B, H, N, N) = {(B, heads, N, N)}")
+    q, k, v = qkv.reshape(B, N, 3, heads, D // heads).transpose(2, 0, 3, 1, 4)  # (B, H, N, K) each, views
+    scale = qkv.dtype.type((D // heads) ** -0.5)
+    p = kernels.softmax(q @ k.mT * scale + bias)
+    if maps is not None:
+        maps.append(p.copy())
+
+    def pullback(g, wanted):
+        g = g.reshape(B, N, heads, D // heads).transpose(0, 2, 1, 3)
+        ds = kernels.softmax_backward(p, g @ v.mT)  # of the scores, and so of the bias
+        if not wanted[0]:
+            return None, ds
+        dqkv = np.empty((B, N, 3, heads, D // heads), qkv.dtype)
+        dq, dk, dv = dqkv.transpose(2, 0, 3, 1, 4)
+        dq[...], dk[...], dv[...] = ds @ k * scale, ds.mT @ q * scale, p.mT @ g
+        return dqkv.reshape(qkv.shape), ds if wanted[1] else None
+
+    return (p @ v).transpose(0, 2, 1, 3).reshape(B, N, D), pullback
+
+
+@differentiable
 def encoder_block(z, *weights, heads, eps=1e-6, tanh=False):
     """z + MSA(LN(z)), then the same with the MLP, z (B, N, D) -> (B, N, D): paper eq. 2 and 3 in one node.
 
@@ -119,6 +156,33 @@ def encoder_block(z, *weights, heads, eps=1e-6, tanh=False):
         return dz, *gradients
 
     return out, pullback
+
+
+@differentiable
+def _embedding(table, *, index):
+    rows = len(table)
+
+    def pullback(g):
+        return kernels.scatter_add(index.reshape(-1), g.reshape(index.size, g.shape[-1]), rows)
+
+    return table[index], pullback
+
+
+def embedding(table, index):
+    """Rows of a table (V, D), picked by integers (…) -> (…, D). A row picked often gets the sum of its gradients.
+
+    The product of a one-hot matrix with the table, without the matrix. Raises TypeError for an index that is not integer,
+    ValueError for one out of [0, V).
+    """
+    index = np.array(index)  # a copy, which nobody else changes
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"embedding: the index must be integers, got {index.dtype}")
+    if len(table.shape) != 2 or (index.size and not 0 <= index.min() <= index.max() < table.shape[0]):
+        raise ValueError(
+            f"embedding needs a table (V, D) and an index in [0, V), got {table.shape} and "
+            + (f"{index.min()} to {index.max()}" if index.size else "no index")
+        )
+    return _embedding(table, index=index.astype(np.int64))
 
 
 @differentiable

@@ -32,6 +32,8 @@ FLOPS = {
     "linear_gelu": lambda ins, out: (2 * ins[1][0] + 8 + (ins[2] is not None)) * prod(out),
     "encoder_block": lambda ins, out: _block_flops(*out, ins[9][1]),
     "attention": lambda ins, out: 4 * ins[0][1] * prod(out),  # q kᵀ and p v: 2·N²·D multiply-adds an image
+    "biased_attention": lambda ins, out: 4 * ins[0][1] * prod(out),
+    "embedding": lambda ins, out: 0,
     "conv2d": lambda ins, out: 2 * prod(ins[1][:-1]) * prod(out),
     "softmax": lambda ins, out: 5 * prod(out),
     "gelu": lambda ins, out: 8 * prod(out),

@@ -15,6 +15,7 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
     attention       softmax between two matrix products, where q, k and v lie
     block           an encoder block in one kernel, of the loops above; its spec is nn.EncoderBlock
     im2col          windows of an image as the rows of a matrix, for patches and convolutions
+    scatter         the transpose of a lookup in a table
     warp            rotate, zoom and shift images, for augmentation
 """
 
@@ -37,6 +38,7 @@ from tinyvit.kernels.im2col import col2im, im2col
 from tinyvit.kernels.layernorm import layernorm, layernorm_backward
 from tinyvit.kernels.linear import linear, linear_backward, linear_gelu
 from tinyvit.kernels.matmul import batched_matmul
+from tinyvit.kernels.scatter import scatter_add
 from tinyvit.kernels.softmax import softmax, softmax_backward
 from tinyvit.kernels.update import adamw, add_into, sgd, squared_norm
 from tinyvit.kernels.warp import warp
@@ -45,6 +47,6 @@ __all__ = [
     "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention", "attention_backward",
     "backend", "batched_matmul", "col2im", "compiled_before", "contiguous", "cross_entropy", "cross_entropy_backward",
     "encoder_block", "encoder_block_backward", "encoder_block_fits", "exp", "gelu", "gelu_backward", "im2col", "jit",
-    "layernorm", "layernorm_backward", "linear", "linear_backward", "linear_gelu", "normal", "sgd", "softmax",
+    "layernorm", "layernorm_backward", "linear", "linear_backward", "linear_gelu", "normal", "scatter_add", "sgd", "softmax",
     "softmax_backward", "squared_norm", "use", "warp",
 ]  # fmt: skip
