@@ -9,7 +9,7 @@ from PIL import Image
 from tinyvit.classifier import load
 from tinyvit.data import DataError
 from tinyvit.data import load as load_data
-from tinyvit.models import ViT, ViTConfig
+from tinyvit.models import ViT, ViTConfig, to_dict
 from tinyvit.train import CHECKPOINT, CheckpointError, Recipe, checkpoint
 
 CONFIG = dict(image_size=(8, 8), patch=4, channels=1, classes=2, width=8, depth=2, heads=2, mlp=8)
@@ -18,7 +18,7 @@ CONFIG = dict(image_size=(8, 8), patch=4, channels=1, classes=2, width=8, depth=
 def about(**changes):
     """The metadata that a run writes, with changes."""
     whole = dict(
-        recipe=asdict(Recipe()), model=asdict(ViTConfig(**CONFIG)), data="digits", classes=["cat", "dog"],
+        recipe=asdict(Recipe()), model=to_dict(ViTConfig(**CONFIG)), data="digits", classes=["cat", "dog"],
         mean=[0.3], std=[0.2], epochs_done=1, steps_done=7,
     )  # fmt: skip
     return whole | changes
@@ -51,12 +51,14 @@ def test_a_whole_checkpoint_loads(tmp_path):
         (dict(mean=[0.3] * 3, std=[0.2] * 3), "mean and std must have 1 values"),
         (dict(std=[0]), "std positive"),
         (dict(mean=[float("nan")]), "mean must be finite"),
-        (dict(model=asdict(ViTConfig(**CONFIG)) | dict(width=4_000_000)), "must be .*4000000.*got"),
-        (dict(model=asdict(ViTConfig(**CONFIG)) | dict(mlp=4_000_000_000)), "mlp.fc1.weight must be"),
-        (dict(model=asdict(ViTConfig(**CONFIG)) | dict(depth=1_000_000)), "depth must be 2"),
-        (dict(model=asdict(ViTConfig(**CONFIG)) | dict(image_size=[2**20, 2**20])), "positions must be"),
-        (dict(model=asdict(ViTConfig(**CONFIG)) | dict(heads=3)), "heads must divide"),
-        (dict(model=None), "must be a mapping"),
+        (dict(model=to_dict(ViTConfig(**CONFIG)) | dict(width=4_000_000)), "must be .*4000000.*got"),
+        (dict(model=to_dict(ViTConfig(**CONFIG)) | dict(mlp=4_000_000_000)), "mlp.fc1.weight must be"),
+        (dict(model=to_dict(ViTConfig(**CONFIG)) | dict(depth=1_000_000)), "depth must be 2"),
+        (dict(model=to_dict(ViTConfig(**CONFIG)) | dict(image_size=[2**20, 2**20])), "use smaller images"),
+        (dict(model=to_dict(ViTConfig(**CONFIG)) | dict(image_size=[16, 16])), "positions.table must be"),
+        (dict(model=to_dict(ViTConfig(**CONFIG)) | dict(kind="cnn")), "kind must be one of vit.*; got 'cnn'"),
+        (dict(model=to_dict(ViTConfig(**CONFIG)) | dict(heads=3)), "heads must divide"),
+        (dict(model=None), "not subscriptable"),
     ],
 )
 def test_a_checkpoint_that_contradicts_itself(changes, message, tmp_path):
@@ -97,7 +99,7 @@ def test_pictures_are_prepared_as_in_training(kind, tmp_path):
                 image.save(path, exif=exif)
     channels = 1 if grey else 3
     metadata = about(
-        model=asdict(ViTConfig(**CONFIG | dict(channels=channels))), mean=[0.5] * channels, std=[0.2] * channels
+        model=to_dict(ViTConfig(**CONFIG | dict(channels=channels))), mean=[0.5] * channels, std=[0.2] * channels
     )
     classifier = load(save(tmp_path, metadata, channels=channels))
     dataset = load_data(tmp_path / "pets", image_size=8)

@@ -11,23 +11,23 @@ PACKAGE = Path(tinyvit.__file__).parent
 
 # The order in which to read. A folder stands for its files, which have an order of their own (below).
 ORDER = """
-    memory tensor gradcheck tape kernels ops functional nn optim models data train classifier interpret viz bench cli
-    __init__ __main__
+    memory tensor gradcheck tape kernels ops convolution functional nn optim models data train classifier interpret viz
+    bench cli __init__ __main__
 """.split()
 INSIDE = {
     "kernels": """
-        backend update elementary simd softmax layernorm gelu cross_entropy matmul linear attention block im2col
-        scatter warp __init__
+        backend update elementary simd softmax layernorm groupnorm gelu cross_entropy matmul linear attention block
+        im2col scatter warp __init__
     """.split(),
-    "nn": "module initial layers __init__".split(),
-    "models": "vit __init__".split(),
-    "data": "dataset idx cifar image folder digits sources fetch augment batches __init__".split(),
+    "nn": "module initial layers convolution positions resolution __init__".split(),
+    "models": "model vit resolution igpt masked __init__".split(),
+    "data": "dataset idx cifar image folder digits sources fetch augment palette batches __init__".split(),
     "viz": "figure training images graph bench __init__".split(),
     "bench": """
         shapes ours pytorch parts footprint worker machine statistics rounds results report training inference __init__
     """.split(),
-    "train": "recipes shards checkpoint loop __init__".split(),
-    "cli": "shared training trained machine words __init__".split(),
+    "train": "recipes shards checkpoint loop finetune pretrain probe __init__".split(),
+    "cli": "shared training finetuning trained machine words __init__".split(),
 }
 # cli is the one reader of `tinyvit` as a whole: it uses the public names, as a user would.
 ENTRANCES = {"cli", "__main__"}

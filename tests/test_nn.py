@@ -12,6 +12,16 @@ def leaf(*shape):
     return Tensor(rng.standard_normal(shape), requires_grad=True)
 
 
+class Added(nn.Module):
+    """Positions where they belong: added to tokens."""
+
+    def __init__(self, positions):
+        self.positions = positions
+
+    def forward(self, z):
+        return z + self.positions()
+
+
 MODULES = {
     "Linear": (lambda: nn.Linear(5, 3, rng), lambda: leaf(2, 4, 5)),
     "LayerNorm": (lambda: nn.LayerNorm(5), lambda: leaf(2, 4, 5)),
@@ -20,6 +30,16 @@ MODULES = {
     "MLP": (lambda: nn.MLP(4, 7, rng), lambda: leaf(2, 3, 4)),
     "MLP, tanh": (lambda: nn.MLP(4, 7, rng, tanh=True), lambda: leaf(2, 3, 4)),
     "EncoderBlock": (lambda: nn.EncoderBlock(6, 2, 9, rng), lambda: leaf(2, 5, 6)),
+    "MLPHead": (lambda: nn.MLPHead(4, 3, rng), lambda: leaf(5, 4)),
+    "LearnedPositions": (lambda: Added(nn.LearnedPositions(5, 4, rng)), lambda: leaf(2, 5, 4)),
+    "LearnedPositions2D": (lambda: Added(nn.LearnedPositions2D((2, 3), 1, 4, rng)), lambda: leaf(2, 7, 4)),
+    "SinCosPositions": (lambda: Added(nn.SinCosPositions((2, 3), 0, 8)), lambda: leaf(2, 6, 8)),
+    "RelativeSelfAttention": (lambda: nn.RelativeSelfAttention(6, 2, rng, (2, 3), 2), lambda: leaf(2, 8, 6)),
+    "Conv2d": (lambda: nn.Conv2d(3, 4, 3, rng, stride=2), lambda: leaf(2, 5, 6, 3)),
+    "StandardisedConv2d": (lambda: nn.StandardisedConv2d(3, 4, 3, rng, bias=False), lambda: leaf(2, 4, 5, 3)),
+    "GroupNorm": (lambda: nn.GroupNorm(6, 3), lambda: leaf(2, 3, 4, 6)),
+    "BatchNorm": (lambda: nn.BatchNorm(4), lambda: leaf(3, 4, 3, 4)),
+    "BatchNorm, eval": (lambda: nn.BatchNorm(4).eval(), lambda: leaf(3, 4, 3, 4)),
     "PatchEmbedding": (lambda: nn.PatchEmbedding(2, 3, 5, rng), lambda: leaf(2, 4, 6, 3)),
 }
 

@@ -49,7 +49,7 @@ def test_equations_1_to_4():
 
     patches = [x[0, i : i + 2, j : j + 2].reshape(-1) for i in (0, 2) for j in (0, 2, 4)]
     z = [s["cls"][0, 0]] + [p @ s["embedding.weight"] + s["embedding.bias"] for p in patches]
-    z = np.stack(z) + s["positions"][0]  # eq. 1
+    z = np.stack(z) + s["positions.table"][0]  # eq. 1
     for b in ("blocks.0", "blocks.1"):
         q, k, v = np.split(
             LN(z, f"{b}.norm1") @ s[f"{b}.attention.qkv.weight"] + s[f"{b}.attention.qkv.bias"], 3, axis=1
@@ -92,7 +92,7 @@ def test_initial_loss_is_exactly_ln_k(backend):
 def test_initial_values_are_the_paper_codes():
     """Positions normal with deviation 0.02; class token, head, most biases 0, the MLP's about 1e-6; weights by fan."""
     state = vit("Ti/16", depth=1).state_dict()
-    assert state["positions"].std() == pytest.approx(0.02, rel=0.02)
+    assert state["positions.table"].std() == pytest.approx(0.02, rel=0.02)
     for name in ("cls", "head.weight", "head.bias", "embedding.bias", "blocks.0.attention.qkv.bias", "norm.beta"):
         assert not state[name].any(), name
     assert state["blocks.0.mlp.fc1.bias"].std() == pytest.approx(1e-6, rel=0.1)
@@ -147,7 +147,7 @@ def test_patches_without_positions_are_a_bag():
     swapped = x.copy()
     swapped[:, :2, :2], swapped[:, 2:, 4:] = x[:, 2:, 4:], x[:, :2, :2]
     assert not np.allclose(model(x).data, model(swapped).data, atol=1e-4)
-    model.positions.data = 0.0
+    model.positions.table.data = 0.0
     np.testing.assert_allclose(model(x).data, model(swapped).data, rtol=1e-4, atol=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_predict_has_no_tape_and_no_dropout():
     assert p.shape == (5, 5) and model.training
     np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(p, model.predict(x), rtol=1e-5)
-    assert not model.positions.is_needed()
+    assert not model.positions.table.is_needed()
     assert model.predict(x[:0]).shape == (0, 5)
 
 
@@ -181,7 +181,7 @@ def test_same_seed_same_model():
     a, b, c = vit("digits", seed=3), vit("digits", seed=3), vit("digits", seed=4)
     for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
         np.testing.assert_array_equal(p.data, q.data, err_msg=name)
-    assert not np.array_equal(a.positions.data, c.positions.data)
+    assert not np.array_equal(a.positions.table.data, c.positions.table.data)
 
 
 def test_a_step_leaves_nothing_behind():

@@ -12,10 +12,10 @@ import numpy as np
 
 from tinyvit.data.dataset import DataError, normalise
 from tinyvit.data.image import read_image
-from tinyvit.models import ViT, ViTConfig
+from tinyvit.models import ImageModel, build, from_dict
 from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.checkpoint import load as load_checkpoint
-from tinyvit.train.loop import CHECKPOINT
+from tinyvit.train.loop import CHECKPOINT, check_memory
 from tinyvit.train.recipes import Recipe
 
 
@@ -29,7 +29,7 @@ class Classifier:
     Raises ValueError where these do not fit the model.
     """
 
-    model: ViT
+    model: ImageModel
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -90,9 +90,9 @@ def load(path):
         recipe = Recipe.from_dict(about["recipe"])
         if not isinstance(about["recipe"].get("data"), str):
             raise ValueError("the recipe names no data")
-        config = ViTConfig(**about["model"])
+        config = check_memory(from_dict(about["model"]), 1)
         _check_shapes(weights, config)
-        model = ViT(config)
+        model = build(config)
         model.load_state_dict(weights)
         return Classifier(
             model.eval(), tuple(about["classes"]), tuple(about["mean"]), tuple(about["std"]), about["data"],
@@ -107,16 +107,10 @@ def load(path):
 def _check_shapes(weights, config):
     """ValueError unless the weights have the configuration's sizes. `load_state_dict` checks each one, but only after
     the model was built; a configuration that lies about its width would fill the memory before."""
-    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
-    if len(blocks) != config.depth:
-        raise ValueError(f"depth must be {len(blocks)}, the number of blocks stored; got {config.depth}")
-    shapes = {
-        "embedding.weight": (config.patch * config.patch * config.channels, config.width),
-        "positions": (1, config.tokens, config.width),
-        "blocks.0.attention.qkv.weight": (config.width, 3 * config.width),
-        "blocks.0.mlp.fc1.weight": (config.width, config.mlp),
-        "head.weight": (config.width, config.classes),
-    }
-    for name, shape in shapes.items():
+    if hasattr(config, "depth"):
+        blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+        if len(blocks) != config.depth:
+            raise ValueError(f"depth must be {len(blocks)}, the number of blocks stored; got {config.depth}")
+    for name, shape in config.shapes().items():
         if weights[name].shape != shape:
             raise ValueError(f"{name} must be {shape}, got {weights[name].shape}")

@@ -1,4 +1,4 @@
-"""The ops a Vision Transformer is made of: linear, layer norm, GELU, attention, softmax cross-entropy, convolution.
+"""The ops a Vision Transformer is made of: linear, layer norm, GELU, attention, softmax cross-entropy.
 
 Each could be composed from `ops.py`, and `tests/test_functional.py` does so to check it. Fused into one node each,
 they remember less and run on one kernel. The mathematics of each pullback is in the kernel's file; here one sees
@@ -8,6 +8,7 @@ what is remembered for it.
 import numpy as np
 
 from tinyvit import kernels, ops
+from tinyvit.convolution import average_pool, batch_norm, conv2d, group_norm, max_pool, standardise  # noqa: F401
 from tinyvit.tensor import Tensor, differentiable
 
 
@@ -108,8 +109,8 @@ def biased_attention(qkv, bias, *, heads, maps=None):
 
     Args:
         qkv, heads, maps: as for `attention`.
-        bias: broadcastable to (B, H, N, N), added to the scores. Relative positions are one, and a causal mask is one: -∞
-            where token i must not read token j; each row needs an entry that is finite.
+        bias: broadcastable to (B, H, N, N), added to the scores. Relative positions are one, and a causal mask is one:
+            -∞ where token i must not read token j; each row needs an entry that is finite.
 
     Returns (B, N, D). Here N × N scores stand in memory for all images at once; production kernels (FlashAttention)
     mask tile by tile and never hold them.
@@ -171,8 +172,8 @@ def _embedding(table, *, index):
 def embedding(table, index):
     """Rows of a table (V, D), picked by integers (…) -> (…, D). A row picked often gets the sum of its gradients.
 
-    The product of a one-hot matrix with the table, without the matrix. Raises TypeError for an index that is not integer,
-    ValueError for one out of [0, V).
+    The product of a one-hot matrix with the table, without the matrix. Raises TypeError for an index that is not
+    integer, ValueError for one out of [0, V).
     """
     index = np.array(index)  # a copy, which nobody else changes
     if index.dtype.kind not in "iu":
@@ -225,32 +226,3 @@ def dropout(x, p, rng):
     (Srivastava 2014)."""
     mask = (rng.random(x.shape, dtype=np.float32) >= p).astype(x.dtype) * x.dtype.type(1 / (1 - p))
     return ops.multiply(x, Tensor.wrap(mask))
-
-
-@differentiable
-def conv2d(x, weight, bias, *, stride=1, padding=0):
-    """Cross-correlation: images x (B, h, w, C), weight (kh, kw, C, D), bias (D,) or None -> (B, oh, ow, D).
-
-    Each window becomes a row (im2col), and the convolution one matrix product: memory for speed. Production
-    libraries form the windows tile by tile in cache (implicit GEMM). oh = (h + 2·padding - kh) // stride + 1.
-    """
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]:
-        raise ValueError("conv2d needs x (B, h, w, C) and weight (kh, kw, C, D) with one C")
-    kh, kw, _, width = weight.shape
-    if min(x.shape[1] + 2 * padding - kh, x.shape[2] + 2 * padding - kw) < 0:
-        raise ValueError(f"the window {kh}×{kw} does not fit into the image with padding {padding}")
-    windows = kernels.im2col(x, (kh, kw), stride, padding)  # (B, oh, ow, kh·kw·C)
-    rows, matrix = windows.reshape(-1, windows.shape[-1]), weight.reshape(-1, width)
-    y = rows @ matrix
-    if bias is not None:
-        y += bias
-    image_shape, window_shape, kernel_shape = x.shape, windows.shape, weight.shape
-
-    def pullback(g, wanted):
-        g = g.reshape(-1, width)
-        dx = None
-        if wanted[0]:
-            dx = kernels.col2im((g @ matrix.T).reshape(window_shape), image_shape, (kh, kw), stride, padding)
-        return dx, (rows.T @ g).reshape(kernel_shape) if wanted[1] else None, g.sum(axis=0) if wanted[2] else None
-
-    return y.reshape(*window_shape[:3], width), pullback

@@ -44,7 +44,7 @@ class Twin:
         x = torch.tensor(images, dtype=self.dtype).permute(0, 3, 1, 2)
         x = F.conv2d(x, p["embedding.weight"], p["embedding.bias"], stride=c.patch)  # (B, D, h/P, w/P)
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([p["cls"].expand(len(x), -1, -1), x], dim=1) + p["positions"]
+        x = torch.cat([p["cls"].expand(len(x), -1, -1), x], dim=1) + p["positions.table"]
         for i in range(c.depth):
             x = x + self._attention(self._norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attention")
             x = x + self._mlp(self._norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp")

@@ -1,7 +1,7 @@
 """The transpose of a lookup: rows that were picked from a table get back the sum of what came of them.
 
-`table[index]` copies rows; its derivative adds rows, and adds again where one was picked twice, which `+=` with an index
-array does not: it keeps the last.
+`table[index]` copies rows; its derivative adds rows, and adds again where one was picked twice. (`+=` with an array of
+indices does not: it keeps the last.)
 """
 
 import numpy as np

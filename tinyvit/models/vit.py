@@ -8,27 +8,31 @@
 and a linear layer from y to the classes. Nothing in it knows that an image has two dimensions but the cutting
 into patches; where a patch came from must be learned, in E_pos.
 
+The rest are the choices that the paper compares: the head, what the head reads, how positions are told (appendix D.3
+and D.4); and register tokens (Darcet et al. 2023, arXiv 2309.16588).
+
 Source: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1 and table 1.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import numpy as np
 
-from tinyvit import kernels, ops
-from tinyvit.memory import Pool
+from tinyvit import ops
+from tinyvit.models.model import ImageModel, check_sizes
 from tinyvit.nn import (
     Dropout,
     EncoderBlock,
     LayerNorm,
     Linear,
-    Module,
+    MLPHead,
     Parameter,
     PatchEmbedding,
-    evaluating,
+    RelativeSelfAttention,
     nearest_patch,
 )
-from tinyvit.tensor import Tensor, no_grad
+from tinyvit.nn.positions import KINDS, absolute_positions
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,13 @@ class ViTConfig:
     mlp: hidden units of the MLP; the paper takes 4 D.
     dropout: probability, after the position embedding, the attention and both MLP layers (paper appendix B.1).
     gelu_tanh: use the tanh form of GELU, as the paper's code does.
+    positions: "1d" learned (the paper's), "none", "2d" learned, "sincos" or "relative", see `nn/positions.py`.
+    pool: what the head reads, the "class" token or the "average" of the patches (then there is no class token).
+    head: "linear", or "mlp" with one hidden layer, which the paper has at pre-training.
+    registers: tokens that stand for no patch and that no head reads, as scratch paper.
     """
+
+    kind: ClassVar[str] = "vit"
 
     image_size: tuple[int, int] = (8, 8)
     patch: int = 2
@@ -57,38 +67,70 @@ class ViTConfig:
     mlp: int = 96
     dropout: float = 0.0
     gelu_tanh: bool = False
+    positions: str = "1d"
+    pool: str = "class"
+    head: str = "linear"
+    registers: int = 0
 
     def __post_init__(self):
-        size = self.image_size
-        pair = tuple(size) if np.iterable(size) else (size, size)
-        if len(pair) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in pair):
-            raise ValueError(f"image_size must be (height, width) or one number, in whole pixels, got {size}")
-        object.__setattr__(self, "image_size", (int(pair[0]), int(pair[1])))
-        for name in ("patch", "channels", "classes", "width", "depth", "heads", "mlp"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
-            object.__setattr__(self, name, int(value))
-        h, w = self.image_size
+        check_sizes(self, "patch", "channels", "classes", "width", "depth", "heads", "mlp")
+        h, w = self.pixels
         if h % self.patch or w % self.patch:
             raise ValueError(
                 f"patch size {self.patch} must divide the image's {h}×{w}; "
                 f"{nearest_patch(h, w, self.patch)} is the nearest that does"
             )
+        for name, known in dict(positions=KINDS, pool=("class", "average"), head=("linear", "mlp")).items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+        if not isinstance(self.registers, int | np.integer) or self.registers < 0:
+            raise ValueError(f"registers must be a whole number from 0 up, got {self.registers!r}")
         if self.width % self.heads:
             raise ValueError(f"heads must divide the width, got width {self.width} and {self.heads} heads")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     @property
+    def pixels(self):
+        """(height, width) of what is cut into patches: the image."""
+        return self.image_size
+
+    @property
     def grid(self):
         """(rows, columns) of patches."""
-        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+        return self.pixels[0] // self.patch, self.pixels[1] // self.patch
+
+    @property
+    def prefix(self):
+        """How many tokens stand before the patches: the class token, where there is one, and the registers."""
+        return (self.pool == "class") + self.registers
 
     @property
     def tokens(self):
-        """N + 1: the patches and the class token."""
-        return self.grid[0] * self.grid[1] + 1
+        """T, the length of the sequence: N patches and what stands before them."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    def shapes(self):
+        """{path: shape} of a few parameters that fix all sizes: enough to see whether stored weights are these."""
+        shapes = {
+            "embedding.weight": (self.patch * self.patch * self.channels, self.width),
+            "blocks.0.attention.qkv.weight": (self.width, 3 * self.width),
+            "blocks.0.mlp.fc1.weight": (self.width, self.mlp),
+            "head.weight" if self.head == "linear" else "head.out.weight": (self.width, self.classes),
+        }
+        rows, cols = self.grid
+        if self.positions == "1d":
+            shapes["positions.table"] = (1, self.tokens - self.registers, self.width)
+        if self.positions == "2d":
+            shapes |= {"positions.rows": (rows, 1, self.width // 2), "positions.columns": (1, cols, self.width // 2)}
+        if self.positions == "relative":
+            count = (2 * rows - 1) * (2 * cols - 1) + 3
+            shapes["blocks.0.attention.shifts"] = (count, self.width // self.heads)
+        if self.registers:
+            shapes["registers"] = (1, self.registers, self.width)
+        if self.pool == "class":
+            shapes["cls"] = (1, 1, self.width)
+        return shapes
 
 
 def _row(image, patch, channels, classes, width, depth, heads, mlp):
@@ -111,8 +153,8 @@ PRESETS = {
 }  # fmt: skip
 
 
-class ViT(Module):
-    """A Vision Transformer with a class token, learned position embedding and a linear head.
+class ViT(ImageModel):
+    """A Vision Transformer; by default with a class token, learned position embedding and a linear head.
 
     Args:
         config: a ViTConfig.
@@ -124,15 +166,34 @@ class ViT(Module):
     def __init__(self, config, seed=0):
         rng = np.random.default_rng(seed)
         c = self.config = config
-        self.embedding = PatchEmbedding(c.patch, c.channels, c.width, rng)
-        self.cls = Parameter(np.zeros((1, 1, c.width), np.float32))
-        self.positions = Parameter(rng.normal(0, 0.02, (1, c.tokens, c.width)).astype(np.float32))
+        self.embedding = self._embedding(rng)
+        self.cls = Parameter(np.zeros((1, 1, c.width), np.float32)) if c.pool == "class" else None
+        self.positions = absolute_positions(c.positions, c.grid, c.prefix - c.registers, c.width, rng)
+        self.registers = None
+        if c.registers:
+            self.registers = Parameter(rng.normal(0, 0.02, (1, c.registers, c.width)).astype(np.float32))
         self.dropout = Dropout(c.dropout)
         self.blocks = [EncoderBlock(c.width, c.heads, c.mlp, rng, c.dropout, c.gelu_tanh) for _ in range(c.depth)]
+        if c.positions == "relative":
+            for block in self.blocks:
+                block.attention = RelativeSelfAttention(c.width, c.heads, rng, c.grid, c.prefix)
         self.norm = LayerNorm(c.width)
-        self.head = Linear(c.width, c.classes, rng)
-        self.head.weight.data = 0.0
+        self.head = None
+        self.new_head(c.classes, rng)
         self.name_parameters()
+
+    def _embedding(self, rng):
+        """What makes tokens of images."""
+        c = self.config
+        return PatchEmbedding(c.patch, c.channels, c.width, rng)
+
+    def new_head(self, classes, rng):
+        """Take off the head and put on a new one for `classes` classes, its last matrix zero: how the paper begins to
+        fine-tune (section 3.2). `rng` draws the hidden layer's weights, where there is one."""
+        self.config = c = replace(self.config, classes=classes)
+        self.head = (MLPHead if c.head == "mlp" else Linear)(c.width, c.classes, rng)
+        if c.head == "linear":
+            self.head.weight.data = 0.0
 
     def forward(self, images, intermediates=False):
         """Classify images.
@@ -141,45 +202,46 @@ class ViT(Module):
             images: (B, height, width, C), a Tensor or an array, normalised as in training.
             intermediates: also return what happened on the way.
 
-        Returns logits (B, classes); with `intermediates`, (logits, seen): a dict of Tensors "tokens" (B, N+1, D),
-        "blocks.0" … (B, N+1, D) each, "encoded" (B, N+1, D), and arrays "attention.0" … (B, H, N+1, N+1).
+        Returns logits (B, classes); with `intermediates`, (logits, seen): a dict of Tensors "tokens" (B, T, D),
+        "blocks.0" … (B, T, D) each, "encoded" (B, T, D), and arrays "attention.0" … (B, H, T, T). The T tokens are the
+        class token (where there is one), the registers, the patches row by row.
 
         Raises ValueError for images of another shape.
         """
-        images = self._checked(images)
-        seen = {}
-        patches = self.embedding(images)  # (B, N, D)
-        cls = ops.broadcast_to(self.cls, shape=(len(images), 1, self.config.width))
-        z = ops.concatenate([cls, patches], axis=1) + self.positions  # (B, N+1, D), eq. 1
-        z = self.dropout(z)
-        seen["tokens"] = z
-        for i, block in enumerate(self.blocks):
-            maps = [] if intermediates else None
-            z = block(z, maps=maps)  # eq. 2 and 3
-            if intermediates:
-                seen[f"blocks.{i}"], seen[f"attention.{i}"] = z, maps[0]
-        z = self.norm(z)  # eq. 4 for all tokens; the head reads the class token's, which has read the others
-        seen["encoded"] = z
-        logits = self.head(z[:, 0])
+        seen = {} if intermediates else None
+        encoded = self.encode(self.embedding(self.checked(images)), seen)
+        logits = self.head(self.pooled(encoded))
         return (logits, seen) if intermediates else logits
 
-    def predict(self, images, batch_size=32):
-        """Class probabilities, an array (B, classes), without a tape and without dropout. Images as for `forward`.
+    def encode(self, patches, seen=None):
+        """Patch embeddings (B, N, D) -> encoded tokens (B, T, D). `seen`, a dict, receives the intermediates."""
+        c, B = self.config, patches.shape[0]
 
-        `batch_size` images at a time, which changes the speed only: few of them stay in the processor's cache."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        with no_grad(), evaluating(), Pool():
-            parts = [kernels.softmax(self(images[i : i + batch_size]).data) for i in range(0, len(images), batch_size)]
-        return np.concatenate(parts) if parts else np.empty((0, self.config.classes), self.positions.dtype)
+        def for_each_image(tokens):
+            return ops.broadcast_to(tokens, shape=(B, *tokens.shape[1:]))
 
-    def _checked(self, images):
-        images = images if isinstance(images, Tensor) else Tensor(images, dtype=self.positions.dtype)
-        want = (*self.config.image_size, self.config.channels)
-        if images.ndim != 4 or images.shape[1:] != want:
-            hint = "; add the channel axis with images[..., None]" if images.shape[1:] == want[:2] else ""
-            raise ValueError(f"this ViT reads images (B, {want[0]}, {want[1]}, {want[2]}), got {images.shape}{hint}")
-        return images
+        z = patches if self.cls is None else ops.concatenate([for_each_image(self.cls), patches], axis=1)
+        if self.positions is not None:
+            z = z + self.positions()  # eq. 1
+        if self.registers is not None:
+            first = c.prefix - c.registers
+            z = ops.concatenate([z[:, :first], for_each_image(self.registers), z[:, first:]], axis=1)
+        z = self.dropout(z)
+        if seen is not None:
+            seen["tokens"] = z
+        for i, block in enumerate(self.blocks):
+            maps = None if seen is None else []
+            z = block(z, maps=maps)  # eq. 2 and 3
+            if seen is not None:
+                seen[f"blocks.{i}"], seen[f"attention.{i}"] = z, maps[0]
+        z = self.norm(z)  # eq. 4 for all tokens
+        if seen is not None:
+            seen["encoded"] = z
+        return z
+
+    def pooled(self, encoded):
+        """The head's input, (B, T, D) -> (B, D): the class token, which has read the others, or the patches' mean."""
+        return encoded[:, 0] if self.cls is not None else encoded[:, self.config.prefix :].mean(axis=1)
 
 
 def vit(preset, seed=0, **changes):
@@ -187,9 +249,10 @@ def vit(preset, seed=0, **changes):
 
     Raises ValueError that lists the names for a preset or a field that does not exist.
     """
-    unknown = sorted(set(changes) - set(ViTConfig.__dataclass_fields__))
+    known = [field.name for field in fields(ViTConfig)]
+    unknown = sorted(set(changes) - set(known))
     if unknown:
-        raise ValueError(f"a ViTConfig has no {', '.join(unknown)}; it has {', '.join(ViTConfig.__dataclass_fields__)}")
+        raise ValueError(f"a ViTConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
     if preset not in PRESETS:
         raise ValueError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
     return ViT(replace(PRESETS[preset], **changes), seed)

@@ -24,6 +24,12 @@ def lecun_normal(rng, fan_in, fan_out):
     return (_truncated_normal(rng, (fan_in, fan_out)) * (fan_in**-0.5 / cut_deviation)).astype(np.float32)
 
 
+def he_normal(rng, shape):
+    """A convolution's weight (kh, kw, C, D) normal with variance 2 / fan_in, fan_in = kh·kw·C: twice LeCun's, because a
+    ReLU lets half of the variance pass (He et al. 2015)."""
+    return (rng.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5).astype(np.float32)
+
+
 def _truncated_normal(rng, shape):
     draws = rng.standard_normal(shape)
     while (outside := np.abs(draws) > 2).any():

@@ -1,8 +1,8 @@
 """The layers of a Vision Transformer, in the order in which the paper stacks them.
 
-Linear, LayerNorm, Dropout; MultiHeadSelfAttention (MSA), MLP, EncoderBlock; then PatchEmbedding, which makes tokens of
-an image. A weight is (in, out), so that `x @ W + b` reads as it does on paper. PyTorch stores (out, in) and transposes
-in each call.
+Linear, LayerNorm, Dropout; MultiHeadSelfAttention (MSA), MLP, EncoderBlock; MLPHead; then PatchEmbedding, which makes
+tokens of an image. A weight is (in, out), so that `x @ W + b` reads as it does on paper. PyTorch stores (out, in) and
+transposes in each call.
 
 Paper: section 3.1 and appendix A. (Its equations leave out the biases, which its code has.)
 """
@@ -74,8 +74,11 @@ class MultiHeadSelfAttention(Module):
         self.qkv = Linear(width, width, rng, copies=3)
         self.out = Linear(width, width, rng)
 
-    def forward(self, x, maps=None):
-        return self.out(F.attention(self.qkv(x), heads=self.heads, maps=maps))
+    def forward(self, x, maps=None, bias=None):
+        """`maps` receives the attention, `bias` is added to the scores, see `functional.biased_attention`."""
+        if bias is None:
+            return self.out(F.attention(self.qkv(x), heads=self.heads, maps=maps))
+        return self.out(F.biased_attention(self.qkv(x), bias, heads=self.heads, maps=maps))
 
 
 class MLP(Module):
@@ -110,10 +113,11 @@ class EncoderBlock(Module):
         self.mlp = MLP(width, hidden, rng, dropout, tanh)
         self.dropout = Dropout(dropout)
 
-    def forward(self, z, maps=None):
-        if maps is None and self._can_be_one_kernel():
+    def forward(self, z, maps=None, bias=None):
+        """`maps` and `bias` as for MultiHeadSelfAttention."""
+        if maps is None and bias is None and self._can_be_one_kernel():
             return self._as_one_kernel(z)
-        z = z + self.dropout(self.attention(self.norm1(z), maps=maps))
+        z = z + self.dropout(self.attention(self.norm1(z), maps=maps, bias=bias))
         return z + self.mlp(self.norm2(z))
 
     def _can_be_one_kernel(self):
@@ -140,6 +144,21 @@ class EncoderBlock(Module):
             norm2.gamma, norm2.beta, fc1.weight, fc1.bias, fc2.weight, fc2.bias,
         )  # fmt: skip
         return F.encoder_block(z, *weights, heads=attention.heads, eps=norm1.eps, tanh=mlp.gelu == "tanh")
+
+
+class MLPHead(Module):
+    """A head with one hidden layer, (B, D) -> (B, K): what the paper has at pre-training and takes off to fine-tune.
+
+    D → D, tanh, → K; the last matrix is zero, so that the first loss is ln K. Paper section 3.1; tanh is its code's.
+    """
+
+    def __init__(self, width, classes, rng):
+        self.hidden = Linear(width, width, rng)
+        self.out = Linear(width, classes, rng)
+        self.out.weight.data = 0.0
+
+    def forward(self, y):
+        return self.out(self.hidden(y).tanh())
 
 
 class PatchEmbedding(Module):

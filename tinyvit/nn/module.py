@@ -53,6 +53,27 @@ def evaluating_now():
     return _evaluating.get()
 
 
+_recording_statistics = ContextVar("recording_statistics", default=True)
+
+
+@contextlib.contextmanager
+def recording_statistics(on):
+    """Within this block, in this thread, layers that keep statistics of what they see (batch norm) update them, or not.
+
+    Shards of a batch run in any order, on threads that share these numbers. So only the first shard records: the same
+    result for any number of threads, as data-parallel frameworks keep those of their first worker.
+    """
+    token = _recording_statistics.set(on)
+    try:
+        yield
+    finally:
+        _recording_statistics.reset(token)
+
+
+def recording_statistics_now():
+    return _recording_statistics.get()
+
+
 _composing = ContextVar("composing", default=False)
 
 
@@ -99,11 +120,22 @@ class Parameter(Tensor):
 
     def share(self):
         """A parameter with the same memory for its values, but a gradient of its own."""
-        twin = Parameter.__new__(Parameter)
+        twin = type(self).__new__(type(self))
         for slot in ("requires_grad", "name", "decay", "_array"):
             setattr(twin, slot, getattr(self, slot))
         twin.grad = twin._node = twin._leaf = None
         return twin
+
+
+class Statistic(Parameter):
+    """Numbers that a layer measures while training, such as a running mean. They are kept with the parameters, in
+    checkpoints and in replicas, but have no gradient and are not counted."""
+
+    __slots__ = ()
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.requires_grad = False
 
 
 class Module:
@@ -167,7 +199,7 @@ class Module:
 
     def parameter_count(self):
         """How many numbers the parameters hold together."""
-        return sum(p.size for p in self.parameters())
+        return sum(p.size for p in self.parameters() if not isinstance(p, Statistic))
 
     def zero_grad(self):
         """Forget the gradients, in place where an optimiser has laid them into its buffer."""

@@ -29,7 +29,7 @@ from tinyvit import kernels, optim
 from tinyvit.data import AUGMENTS, batches
 from tinyvit.data.batches import steps_per_epoch
 from tinyvit.data.dataset import normalise
-from tinyvit.models import PRESETS, ViT
+from tinyvit.models import PRESETS, ImageModel, build, to_dict
 from tinyvit.train import checkpoint
 from tinyvit.train.shards import Shards, cut
 
@@ -51,7 +51,7 @@ class Run:
     """
 
     folder: Path
-    model: ViT
+    model: ImageModel
     history: list = field(default_factory=list)
     seconds: float = 0.0
     test_accuracy: float | None = None
@@ -77,16 +77,32 @@ def configure(recipe, dataset):
 
     Raises ValueError for an empty split, a patch size that does not divide, and more tokens than a laptop can hold.
     """
+    check_splits(dataset)
+    _, h, w, C = dataset.train.images.shape
+    preset = PRESETS[recipe.preset]
+    changes = dict(image_size=(h, w), channels=C, classes=len(dataset.classes))
+    for name in ("patch", "dropout"):
+        if hasattr(preset, name):
+            changes[name] = getattr(recipe, name) or getattr(preset, name)
+        elif getattr(recipe, name):
+            raise ValueError(f"{recipe.preset} has no {name}: it is a {preset.kind}")
+    return check_memory(replace(preset, **changes), recipe.batch_size)
+
+
+def check_splits(dataset):
+    """Raises ValueError for an empty split."""
     for name in ("train", "validation", "test"):
         if not len(getattr(dataset, name)):
             raise ValueError(f"{dataset.name}: the {name} split must hold at least one image, got an empty one")
-    _, h, w, C = dataset.train.images.shape
-    changes = dict(image_size=(h, w), channels=C, classes=len(dataset.classes), dropout=recipe.dropout)
-    if recipe.patch:
-        changes["patch"] = recipe.patch
-    config = replace(PRESETS[recipe.preset], **changes)
-    maps = recipe.batch_size * config.depth * config.heads * config.tokens**2 * 4
+
+
+def check_memory(config, batch_size):
+    """The configuration as it is. Raises ValueError for more tokens than a laptop can hold."""
+    if not hasattr(config, "tokens"):
+        return config
+    maps = batch_size * config.depth * config.heads * config.tokens**2 * 4
     if maps > MOST_BYTES:
+        h, w = config.image_size
         raise ValueError(
             f"images of {h}×{w} in patches of {config.patch} are {config.tokens:,} tokens, whose attention maps alone "
             f"take {maps / 2**30:,.0f} GiB a batch; use smaller images (--image-size) or larger patches (--patch)"
@@ -112,10 +128,12 @@ def evaluate(model, split, mean, std, run_all=map, batch_size=256):
     return float(right.mean()), float(loss), p
 
 
-def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
+def fit(recipe, dataset, folder, *, model=None, origin=None, threads=None, say=print, bar=None):
     """Train by the recipe on the data set; write checkpoint and metrics into `folder` (made, or empty); test once.
 
     Args:
+        model: to go on with, changed in place; by default a new one, the recipe's preset with the recipe's seed.
+        origin: where `model` comes from, a dict for the run's config.toml and checkpoint.
         threads: workers, at most one for each shard; changes the speed, not one bit of the result. By default as many
             as cores, or one if the first steps show that to be faster.
         say: receives each line of text.
@@ -124,27 +142,20 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
     Returns a Run. Raises ValueError where the recipe does not fit the data, TrainingError for a non-finite loss or a
     folder in use, OSError where it cannot be written.
     """
-    config, folder = configure(recipe, dataset), Path(folder)
+    model, folder = model or build(configure(recipe, dataset), recipe.seed), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise TrainingError(
             f"the run's folder {folder} must be new or empty, so that nothing is lost; name another with --out"
         )
-    loop = Loop(recipe, dataset, config, folder)
+    loop = Loop(recipe, dataset, model, folder, origin)
     run = Run(folder, loop.model)
     say(
         f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.validation):,} validation, "
-        f"{len(dataset.test):,} test; ViT with {loop.model.parameter_count():,} parameters, {config.tokens} tokens"
+        f"{len(dataset.test):,} test; {describe(model)}"
     )
     kernels.announce_compilation()
-    off = sys.stderr is None or (bar is not None and not bar)
-    progress = tqdm(
-        total=recipe.epochs * len(dataset.train),
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=off or None,
-    )
+    progress = progress_bar(recipe.epochs * len(dataset.train), bar)
     start = time.perf_counter()
     with loop.workers(threads) as shards, Interrupt() as interrupt, progress:
         loop.save(epochs_done=0)
@@ -176,16 +187,15 @@ def fit(recipe, dataset, folder, *, threads=None, say=print, bar=None):
 class Loop:
     """A run in progress: the model, its optimiser, how far it is; and what one step, one epoch, one checkpoint are."""
 
-    def __init__(self, recipe, dataset, config, folder):
-        self.recipe, self.dataset, self.folder = recipe, dataset, folder
-        self.model = ViT(config, recipe.seed)
+    def __init__(self, recipe, dataset, model, folder, origin=None):
+        self.recipe, self.dataset, self.folder, self.model = recipe, dataset, folder, model
         kind = {"adamw": optim.AdamW, "sgd": optim.SGD}[recipe.optimizer]
         self.optimizer = kind(self.model, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.step = 0
         self.steps_per_epoch = steps_per_epoch(len(dataset.train), recipe.batch_size)
         self.about = dict(
-            recipe=asdict(recipe), model=asdict(config), data=dataset.name, classes=list(dataset.classes),
-            mean=list(dataset.mean), std=list(dataset.std),
+            recipe=asdict(recipe), model=to_dict(model.config), data=dataset.name, classes=list(dataset.classes),
+            mean=list(dataset.mean), std=list(dataset.std), **({"origin": origin} if origin else {}),
         )  # fmt: skip
         (folder / "config.toml").write_text(tomli_w.dumps(self.about | {"machine": machine()}), encoding="utf-8")
 
@@ -227,18 +237,8 @@ class Loop:
         warmup = min(int(recipe.warmup * self.steps_per_epoch), total // 5)
         lr = optim.warmup_cosine(step, total, recipe.lr, warmup)
         batch = images, labels, recipe.smoothing, (recipe.seed, step)
-        loss, right = shards.gradient(*batch)
-        with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for it
-            norm = self.optimizer.clip_gradients(recipe.clip)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(
-                self.diverged(
-                    f"loss {loss}, learning rate {lr:.3g}, gradient norm {norm} at step {step} "
-                    f"(epoch {step // self.steps_per_epoch + 1}). Where it began: {shards.culprit(*batch)}"
-                )
-            )
-        with np.errstate(over="ignore", invalid="ignore"):  # shows in the next loss
-            self.optimizer.step(lr)
+        where = f"at step {step} (epoch {step // self.steps_per_epoch + 1})"
+        loss, right, norm = take_step(shards, self.optimizer, batch, lr, recipe.clip, where, self.diverged)
         self.step += 1
         return loss, right, norm, lr
 
@@ -259,6 +259,33 @@ class Loop:
         tensors |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
         progress = dict(epochs_done=epochs_done, steps_done=self.step)
         checkpoint.save(self.folder / CHECKPOINT, tensors, self.about | progress)
+
+
+def take_step(shards, optimizer, batch, lr, clip, where, diverged):
+    """Gradient of a batch (images, labels, smoothing, seed), clip, step. Returns (loss, images that were right, gradient
+    norm before clipping). Where one is not finite it raises TrainingError with the words `diverged(what)`, and the
+    parameters stay as they were."""
+    loss, right = shards.gradient(*batch)
+    with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for it
+        norm = optimizer.clip_gradients(clip)
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        numbers = f"loss {loss}, learning rate {lr:.3g}, gradient norm {norm}"
+        raise TrainingError(diverged(f"{numbers} {where}. Where it began: {shards.culprit(*batch)}"))
+    with np.errstate(over="ignore", invalid="ignore"):  # shows in the next loss
+        optimizer.step(lr)
+    return loss, right, norm
+
+
+def progress_bar(images, bar):
+    """A bar on stderr that counts so many images: `bar` True or False, or None for only if that is a terminal."""
+    off = sys.stderr is None or (bar is not None and not bar)
+    return tqdm(total=images, unit=" images", unit_scale=True, dynamic_ncols=True, disable=off or None)
+
+
+def describe(model):
+    """A model in a few words."""
+    tokens = f", {model.config.tokens} tokens" if hasattr(model.config, "tokens") else ""
+    return f"{type(model).__name__} with {model.parameter_count():,} parameters{tokens}"
 
 
 def machine():

@@ -1,0 +1,52 @@
+"""What all classifiers of images have in common: they check what they are shown, and can be asked for probabilities.
+
+A model has a `config`, a frozen dataclass that says all about it; `kind` names its class, so that a checkpoint can say
+which one to build. Its `forward` maps images (B, height, width, C) to logits (B, classes).
+"""
+
+import numpy as np
+
+from tinyvit import kernels
+from tinyvit.memory import Pool
+from tinyvit.nn import Module, evaluating
+from tinyvit.tensor import Tensor, no_grad
+
+
+def check_sizes(config, *names):
+    """For a config's `__post_init__`: image_size becomes (height, width), and the fields `names` must be whole numbers
+    from 1 up. Raises ValueError."""
+    size = config.image_size
+    pair = tuple(size) if np.iterable(size) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in pair):
+        raise ValueError(f"image_size must be (height, width) or one number, in whole pixels, got {size}")
+    object.__setattr__(config, "image_size", (int(pair[0]), int(pair[1])))
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+        object.__setattr__(config, name, int(value))
+
+
+class ImageModel(Module):
+    """A model with `config.image_size`, `config.channels` and `config.classes`."""
+
+    def checked(self, images):
+        """Images as a Tensor of the parameters' dtype. Raises ValueError for images of another shape."""
+        _, first = next(self.named_parameters())
+        images = images if isinstance(images, Tensor) else Tensor(images, dtype=first.dtype)
+        want = (*self.config.image_size, self.config.channels)
+        if images.ndim != 4 or images.shape[1:] != want:
+            hint = "; add the channel axis with images[..., None]" if images.shape[1:] == want[:2] else ""
+            wanted = ", ".join(map(str, want))
+            raise ValueError(f"this {type(self).__name__} reads images (B, {wanted}), got {images.shape}{hint}")
+        return images
+
+    def predict(self, images, batch_size=32):
+        """Class probabilities, an array (B, classes), without a tape and without dropout. Images as for `forward`.
+
+        `batch_size` images at a time, which changes the speed only: few of them stay in the processor's cache."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        with no_grad(), evaluating(), Pool():
+            parts = [kernels.softmax(self(images[i : i + batch_size]).data) for i in range(0, len(images), batch_size)]
+        return np.concatenate(parts) if parts else np.empty((0, self.config.classes), np.float32)
