@@ -3,7 +3,7 @@
 
     python3 run.py train [...]      train a first model; `train --help` lists what you can change
     python3 run.py test [...]       run the tests; further arguments go to pytest
-    python3 run.py COMMAND [...]    any other tinyvit command: eval, predict, info, data
+    python3 run.py COMMAND [...]    any other tinyvit command: eval, predict, figures, info, data
 
 The first run makes a virtual environment, .venv, next to this file and installs into it what the command
 needs. Later runs start at once. tinyvit is installed "editable": what you change in tinyvit/ counts from the

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tinyvit import data, train, viz
+from tinyvit import data, models, train, viz
 from tinyvit.classifier import load
 from tinyvit.cli import main
 
@@ -119,6 +120,88 @@ def test_predict_goes_on_after_a_bad_image(run, tmp_path, capsys):
     assert "good.png" in captured.out
 
 
+FIGURES = {f"{name}.png" for name in ("filters", "positions", "attention", "heads", "distance", "inside")}
+
+
+def test_figures(run, tmp_path, monkeypatch, capsys):
+    """All figures, named; once more from elsewhere, which replaces them and leaves other files alone."""
+    monkeypatch.chdir(tmp_path)
+    folder = run / "figures"
+    for checkpoint, others in ((run, set()), (run / "checkpoint.safetensors", {"notes.txt"})):
+        assert main(["figures", str(checkpoint)]) == 0
+        said = capsys.readouterr().out.split("\n")[:-1]
+        assert set(said) == {str(folder / name) for name in FIGURES}
+        for name in FIGURES:
+            with Image.open(folder / name) as image:
+                assert image.width == 900 and np.array(image.convert("L")).std() > 5
+        assert {path.name for path in folder.iterdir()} == FIGURES | others
+        (folder / "notes.txt").write_text("mine")
+        (folder / "filters.png").write_bytes(b"old")
+    assert (folder / "notes.txt").read_text() == "mine" and list(tmp_path.iterdir()) == []
+
+
+def test_figures_of_as_many_images_as_asked_where_asked(run, tmp_path, monkeypatch):
+    drawn = []
+
+    def attention(images, maps, captions):
+        drawn.append((images, captions))
+        return viz.curves([])
+
+    monkeypatch.setattr(viz, "attention", attention)
+    assert main(["figures", str(run), "--images", "12", "--out", str(tmp_path / "new" / "figs")]) == 0
+    assert {path.name for path in (tmp_path / "new" / "figs").iterdir()} == FIGURES
+    [(images, captions)] = drawn
+    assert images.shape == (12, 8, 8, 1)  # the first of each class, then the second of the first two
+    assert [words.split()[1] for words in captions] == list("012345678901")
+    test = data.load("digits").test
+    np.testing.assert_array_equal(images[3], test.images[test.labels == 3][0])
+    np.testing.assert_array_equal(images[11], test.images[test.labels == 1][1])
+
+
+def test_figures_without_the_data(pictures, tmp_path, capsys):
+    """What needs no images is drawn, and a line says why the rest is not."""
+    assert main(["train", "pictures", *ON_FOLDER, "--epochs", "1", "--out", "run"]) == 0
+    pictures.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert main(["figures", "run"]) == 1
+    why = "only what needs no images is drawn: it was trained on .*, which is not here.*--data\n"
+    assert re.fullmatch(f"tinyvit figures: {why}", capsys.readouterr().err)
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"filters.png", "positions.png"}
+    for there, message in {"nowhere": "one of digits", "digits": "the model reads images"}.items():
+        assert main(["figures", "run", "--data", there, "--out", "other"]) in (1, 2)
+        assert re.search(message, capsys.readouterr().err) and not (tmp_path / "other").exists()
+    assert main(["figures", "run", "--data", "moved"]) == 0
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES
+
+
+def checkpoint_of(model, run, folder):
+    """A checkpoint as `run`'s, of another model."""
+    _, about = train.checkpoint.load(run / "checkpoint.safetensors")
+    folder.mkdir()
+    weights = {f"model.{name}": p.data for name, p in model.named_parameters()}
+    about = about | {"model": models.to_dict(model.config)}
+    train.checkpoint.save(folder / "checkpoint.safetensors", weights, about)
+    return str(folder)
+
+
+def test_figures_and_predictions_of_other_models(run, tmp_path, capsys):
+    """Each model gets what it has, and a line for what it has not."""
+    config = replace(load(run).model.config, positions="relative", pool="average", registers=2, head="mlp")
+    odd = checkpoint_of(models.build(config), run, tmp_path / "odd")
+    assert main(["figures", odd]) == 0
+    assert {path.name for path in (tmp_path / "odd" / "figures").iterdir()} == FIGURES - {"positions.png", "inside.png"}
+    assert re.fullmatch("tinyvit figures: no positions.png: .*'relative'\n", capsys.readouterr().err)
+
+    config = models.ResNetConfig(image_size=(8, 8), channels=1, blocks=(1,), widths=(4,), norm="group")
+    resnet = checkpoint_of(models.build(config), run, tmp_path / "resnet")
+    assert main(["figures", resnet]) == 1
+    assert "resnet is a resnet: it has no attention to draw" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "resnet").iterdir()] == ["checkpoint.safetensors"]
+    save_image(tmp_path / "digit.png", data.load("digits").test.images[0, :, :, 0])
+    assert main(["predict", resnet, str(tmp_path / "digit.png"), "--out", str(tmp_path / "out")]) == 0
+    assert "attention" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     """The user stands beside a folder of two classes, 20 images of 12x16 each."""
@@ -222,11 +305,14 @@ def test_info_marks_a_data_folder_that_is_none(tmp_path, monkeypatch, capsys):
         ("train --preset B/16", 2, "patch size 16 must divide"),
         ("train --threads 0", 2, "whole number from 1 up"),
         ("train --lr nan", 2, "lr must be a finite number"),
-        ("train digits --image-size 16", 2, "--image-size.* is for folders of images; those of digits"),
+        ("train digits --image-size 17", 2, "patch size 2 must divide the image's 17×17; 1 .*--image-size 16"),
         ("train digits/", 2, "one of digits, mnist"),
         ("eval nowhere", 1, "there is no checkpoint at nowhere"),
         ("eval .", 1, "not a run's folder"),
         ("predict nowhere x.png", 1, "there is no checkpoint"),
+        ("figures nowhere", 1, "there is no checkpoint"),
+        ("figures", 2, "required: RUN"),
+        ("figures run --images 0", 2, "whole number from 1 up"),
         ("data cifar", 2, "Did you mean 'cifar10'"),
         ("fly", 2, "invalid choice: 'fly'"),
         ("", 2, "required: COMMAND"),
@@ -324,8 +410,8 @@ def test_a_process_without_streams(tmp_path):
 def test_a_warning_is_one_line():
     """Protects: a user sees what is the matter, and neither a path of our source nor a line of it."""
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, warnings, tinyvit.cli as cli, tinyvit.__main__ as entrance\n"
-         "cli.run_info = lambda _: warnings.warn('the data\\nis old')\nsys.argv[1:] = ['info']\nentrance.main()"],
+        [sys.executable, "-c", "import sys, warnings, tinyvit.cli.words as words, tinyvit.__main__ as entrance\n"
+         "words.run_info = lambda _: warnings.warn('the data\\nis old')\nsys.argv[1:] = ['info']\nentrance.main()"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.stderr == "tinyvit: the data is old\n"

@@ -131,6 +131,27 @@ def test_no_digit_is_in_two_parts():
     assert len(seen[0] | seen[1] | seen[2]) == sum(map(len, seen)) == 1797
 
 
+@pytest.mark.parametrize("size", [16, 5])
+def test_a_named_set_is_resized_as_a_file_is(size, sandbox):
+    """Protects: what `predict` makes of a picture of a digit is what the model was trained on."""
+    small, large = load("digits"), load("digits", image_size=size)
+    for part in PARTS:
+        assert getattr(large, part).images.shape == (len(getattr(small, part)), size, size, 1)
+        np.testing.assert_array_equal(getattr(large, part).labels, getattr(small, part).labels)
+    for i in (0, 359):
+        Image.fromarray(small.test.images[i, :, :, 0]).save(sandbox / "digit.png")
+        np.testing.assert_array_equal(read_image(sandbox / "digit.png", (size, size), True), large.test.images[i])
+    np.testing.assert_allclose(large.mean[0], large.train.images.mean() / 255, rtol=1e-9)
+    assert large.std != small.std and large.classes == small.classes and same(small, load("digits", image_size=8))
+
+
+def test_a_colour_set_is_resized_channel_by_channel(sandbox):
+    write(sandbox / "data" / "toy-bin", toy_cifar())
+    small, large = (load("toyc", root=sandbox / "data", download=False, image_size=size) for size in (None, 48))
+    Image.fromarray(small.train.images[3]).save(sandbox / "x.png")
+    np.testing.assert_array_equal(read_image(sandbox / "x.png", (48, 48), False), large.train.images[3])
+
+
 # --- Split, Dataset, helpers --------------------------------------------------------------------------
 
 
@@ -256,8 +277,9 @@ def test_unknown_name_and_wrong_folders(sandbox, monkeypatch):
     with pytest.raises(DataError, match="TINYVIT_DATA must name an existing folder"):
         load("toy")
     assert load("digits")
-    with pytest.raises(DataError, match="image_size"):
-        load("digits", image_size=16)
+    for size in (0, -1, 2.5):
+        with pytest.raises(DataError, match="image_size must be a whole number of pixels from 1 up"):
+            load("digits", image_size=size)
     assert NAMES == ("digits", "mnist", "fashion", "cifar10", "cifar100")
 
 

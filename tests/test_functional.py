@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvit import Tensor, functional, gradcheck, kernels, nn, ops
+from tinyvit import Tensor, convolution, functional, gradcheck, kernels, nn, ops
 
 rng = np.random.default_rng(0)
 
@@ -70,6 +70,41 @@ def conv2d(x, w, b, stride, padding):
     return total + b
 
 
+def relu(x):
+    return x.relu()
+
+
+def group_norm(x, gamma, beta, groups, eps=1e-6):
+    B, h, w, C = x.shape
+    split = x.reshape(B, h, w, groups, C // groups)
+    centred = split - split.mean(axis=(1, 2, 4), keepdims=True)
+    normed = centred / ((centred**2).mean(axis=(1, 2, 4), keepdims=True) + eps) ** 0.5
+    return normed.reshape(B, h, w, C) * gamma + beta
+
+
+def batch_norm(x, gamma, beta, eps=1e-5):
+    centred = x - x.mean(axis=(0, 1, 2))
+    return centred / ((centred**2).mean(axis=(0, 1, 2)) + eps) ** 0.5 * gamma + beta
+
+
+def standardise(w):
+    centred = w - w.mean(axis=(0, 1, 2))
+    return centred / ((centred**2).mean(axis=(0, 1, 2)) + 1e-10) ** 0.5
+
+
+def pool(x, size, stride, padding, reduce):
+    B, h, w, C = x.shape
+    outside = Tensor(np.full((B, h, padding, C), -np.inf))
+    x = ops.concatenate([outside, x, outside], axis=2)
+    outside = Tensor(np.full((B, padding, w + 2 * padding, C), -np.inf))
+    x = ops.concatenate([outside, x, outside], axis=1)
+    rows = []
+    for i in range(0, h + 2 * padding - size + 1, stride):
+        windows = [x[:, i : i + size, j : j + size] for j in range(0, w + 2 * padding - size + 1, stride)]
+        rows.append(ops.stack([reduce(window, axis=(1, 2)) for window in windows], axis=1))
+    return ops.stack(rows, axis=1)
+
+
 LABELS = np.array([0, 4, 4, 2])
 CAUSAL = np.triu(np.full((5, 5), -np.inf), 1)  # a token reads itself and what came before
 PICKED = np.array([[2, 0, 2], [2, 3, 0]])
@@ -114,6 +149,25 @@ CASES = {
     "conv2d, stride, padding": (
         lambda x, w, b: functional.conv2d(x, w, b, stride=2, padding=1), lambda x, w, b: conv2d(x, w, b, 2, 1),
         lambda: (leaf(2, 5, 6, 2), leaf(3, 3, 2, 4), leaf(4))),
+    "group_norm": (
+        lambda *a: functional.group_norm(*a, groups=3), lambda *a: group_norm(*a, 3), lambda:
+        (leaf(2, 5, 4, 6), leaf(6), leaf(6))),
+    "group_norm, relu": (
+        lambda *a: functional.group_norm(*a, groups=2, relu=True), lambda *a: relu(group_norm(*a, 2)), lambda:
+        (leaf(2, 4, 4, 6), leaf(6), leaf(6))),
+    "batch_norm": (functional.batch_norm, batch_norm, lambda: (leaf(3, 5, 4, 6), leaf(6), leaf(6))),
+    "batch_norm, relu": (
+        lambda *a: functional.batch_norm(*a, relu=True), lambda *a: relu(batch_norm(*a)), lambda:
+        (leaf(3, 4, 4, 6), leaf(6), leaf(6))),
+    "standardise": (functional.standardise, standardise, lambda: (leaf(3, 2, 4, 5),)),
+    "max_pool": (
+        lambda x: functional.max_pool(x, size=2), lambda x: pool(x, 2, 2, 0, ops.max), lambda: (leaf(2, 5, 4, 3),)),
+    "max_pool, stride, padding": (
+        lambda x: functional.max_pool(x, size=3, stride=2, padding=1), lambda x: pool(x, 3, 2, 1, ops.max),
+        lambda: (leaf(2, 5, 6, 3),)),
+    "average_pool": (
+        lambda x: functional.average_pool(x, size=3, stride=2), lambda x: pool(x, 3, 2, 0, ops.mean), lambda:
+        (leaf(2, 7, 6, 3),)),
 }  # fmt: skip
 
 
@@ -140,7 +194,8 @@ def test_gradcheck(name, backend):
 
 
 def test_every_fused_op_is_checked():
-    fused = {name.lstrip("_") for name, op in vars(functional).items() if hasattr(op, "__wrapped__")}
+    public = vars(functional) | vars(convolution)
+    fused = {name.lstrip("_") for name, op in public.items() if hasattr(op, "__wrapped__")}
     assert fused == {name.split(",")[0] for name in [*CASES, "gelu"]} | {"encoder_block"}
 
 
@@ -269,11 +324,50 @@ def test_dropout_keeps_the_mean_and_its_mask():
         (lambda: functional.cross_entropy(leaf(2, 3), [0, 1], 1.0), ValueError, "smoothing"),
         (lambda: functional.conv2d(leaf(1, 4, 4, 2), leaf(3, 3, 3, 2), None), ValueError, "one C"),
         (lambda: functional.conv2d(leaf(1, 2, 2, 1), leaf(3, 3, 1, 2), None), ValueError, "does not fit"),
+        (lambda: functional.group_norm(leaf(1, 2, 2, 4), leaf(4), leaf(4), groups=3), ValueError, "groups divide C"),
+        (lambda: functional.group_norm(leaf(1, 2, 4), leaf(4), leaf(4), groups=2), ValueError, r"x must be \(B, h"),
+        (lambda: functional.batch_norm(leaf(0, 2, 2, 4), leaf(4), leaf(4)), ValueError, "at least one image"),
+        (lambda: functional.batch_norm(leaf(1, 2, 2, 4), leaf(4), leaf(3)), ValueError, r"gamma and beta \(C,\)"),
+        (lambda: functional.standardise(leaf(3, 4)), ValueError, r"weight \(kh, kw, C, D\)"),
+        (lambda: functional.max_pool(leaf(1, 2, 2, 1), size=3), ValueError, "does not fit"),
     ],
 )
 def test_errors(mistake, error, message):
     with pytest.raises(error, match=message):
         mistake()
+
+
+def test_batch_norm_by_given_statistics(backend):
+    """As in evaluation: constants, whatever the batch is; differentiable in x, gamma and beta."""
+    mean, variance = rng.standard_normal(4), rng.random(4) + 0.5
+    x, gamma, beta = leaf(2, 3, 3, 4), leaf(4), leaf(4)
+
+    def normed(*a, relu=False):
+        return functional.batch_norm(*a, (mean, variance), relu=relu)
+
+    want = (x.data - mean) / np.sqrt(variance + 1e-5) * gamma.data + beta.data
+    np.testing.assert_allclose(normed(x, gamma, beta).data, want, rtol=1e-12)
+    np.testing.assert_allclose(normed(x, gamma, beta, relu=True).data, np.maximum(want, 0), rtol=1e-12)
+    gradcheck(normed, x, gamma, beta)
+
+
+def test_batch_norm_hands_out_its_statistics(backend):
+    seen, x = [], leaf(3, 2, 5, 4)
+    functional.batch_norm(x, leaf(4), leaf(4), seen=seen)
+    np.testing.assert_allclose(seen, [x.data.mean((0, 1, 2)), x.data.var((0, 1, 2))], rtol=1e-12)
+
+
+def test_group_norm_knows_no_other_image(backend):
+    x, gamma, beta = leaf(3, 4, 4, 6), leaf(6), leaf(6)
+    together = functional.group_norm(x, gamma, beta, groups=2).data
+    alone = functional.group_norm(x[1:2], gamma, beta, groups=2).data
+    np.testing.assert_allclose(together[1:2], alone, rtol=1e-12)
+
+
+def test_of_equal_numbers_the_first_gets_the_gradient_of_max_pool():
+    x = Tensor(np.ones((1, 2, 2, 1)), requires_grad=True)
+    functional.max_pool(x, size=2).sum().backward()
+    np.testing.assert_array_equal(x.grad.reshape(4), [1, 0, 0, 0])
 
 
 def test_linear_takes_an_empty_batch(backend):

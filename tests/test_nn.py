@@ -48,7 +48,8 @@ def randomised(module):
     """In float64, with parameters away from special values such as 0."""
     module.astype(np.float64)
     for p in module.parameters():
-        p.data = rng.normal(0.1, 0.5, p.shape)
+        if p.requires_grad:  # a running variance must not be negative
+            p.data = rng.normal(0.1, 0.5, p.shape)
     return module
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinyvit import PRESETS, Tensor, ViT, ViTConfig, functional, gradcheck, kernels, nn, optim, vit
+from tinyvit import Tensor, ViT, ViTConfig, functional, gradcheck, kernels, nn, optim, vit
+from tinyvit.models.vit import PRESETS
 
 SMALL = ViTConfig(image_size=(4, 6), patch=2, channels=3, classes=5, width=8, depth=2, heads=2, mlp=12)
 

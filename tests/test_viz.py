@@ -141,7 +141,7 @@ def test_attention(B, size, C):
 def test_attention_without_titles_and_with_what_does_not_fit():
     images, maps = random_images(2), np.ones((2, 4, 4))
     assert words(viz.attention(images, maps)) == [
-        "yellow: where the class token takes its information from (attention rollout)"
+        "yellow: where the model has its information from (attention rollout)"
     ]
     with pytest.raises(ValueError, match="a map and a title for each image, got 2 images, 1 maps"):
         viz.attention(images, maps[:1])
@@ -224,6 +224,99 @@ def test_confusion_without_errors_and_with_names_that_do_not_fit():
     assert "0 of 9 wrong; the darker, the more often" in words(viz.confusion(3 * np.eye(3, dtype=int), "abc"))
     with pytest.raises(ValueError, match=r"needs counts \(2, 2\) for 2 classes, got \(3, 3\)"):
         viz.confusion(np.eye(3), "ab")
+
+
+# ---------------------------------------------------------------------------------------------- inside a ViT
+
+
+def random_filters(K, P, C):
+    filters = np.random.default_rng(0).normal(size=(K, P, P, C))
+    return filters, np.full(K, 1 / K)
+
+
+@pytest.mark.parametrize("K, P, C", [(1, 1, 1), (4, 2, 1), (12, 2, 3), (49, 7, 1)])
+def test_filters(K, P, C):
+    filters, shares = random_filters(K, P, C)
+    figure = viz.filters(filters, shares)
+    said = words(figure)
+    shown = min(K, 28)
+    assert len(figure.axes) == shown and said.count(f"{100 / K:.0f} %") == shown
+    assert any((f"28 of the {K} principal" if K > 28 else f"the {K} principal") in text for text in said)
+    assert_apart([axes.get_window_extent() for axes in figure.axes])
+    assert_apart([axes.title.get_window_extent() for axes in figure.axes])
+
+
+def test_a_filters_colours_are_its_signs():
+    """Grey filters run from purple over white to orange; filters of colours show them around mid-grey."""
+    figure = viz.filters(np.array([[[[-2.0], [0.0]], [[1.0], [2.0]]]]), np.ones(1))
+    low, zero, _, high = figure.axes[0].images[0].get_array().reshape(4, 3)
+    assert zero.min() > 0.9 and low[2] > low[1] and high[0] > 2 * high[2]
+    colour = np.zeros((1, 1, 1, 3))
+    colour[..., 1] = -0.3
+    np.testing.assert_allclose(viz.filters(colour, np.ones(1)).axes[0].images[0].get_array(), [[[0.5, 0, 0.5]]])
+    viz.png(viz.filters(np.zeros((1, 2, 2, 1)), np.zeros(1)))  # no division by zero
+
+
+@pytest.mark.parametrize("rows, cols", [(1, 1), (2, 3), (7, 7), (24, 24)])
+def test_positions_show_each_patch_as_a_tile_in_its_place(rows, cols):
+    rng = np.random.default_rng(0)
+    similarity = rng.uniform(-1, 0.5, (rows, cols, rows, cols))
+    for r, c in np.ndindex(rows, cols):
+        similarity[r, c, r, c] = 1
+    figure = viz.positions(similarity)
+    rendered(figure)
+    axes, scale = figure.axes
+    picture = np.asarray(axes.images[0].get_array())
+    yellow = np.argwhere((picture == matplotlib.colormaps["viridis"](1.0)[:3]).all(axis=2))
+    assert {tuple(place) for place in yellow} == {
+        (r * (rows + 1) + r, c * (cols + 1) + c) for r, c in np.ndindex(rows, cols)
+    }
+    assert_apart([axes.get_window_extent(), scale.get_window_extent()])
+    assert_apart([label.get_window_extent() for label in axes.get_xticklabels()])
+    numbers = [label.get_text() for label in axes.get_yticklabels()]
+    assert numbers[:2] == ["1", "3" if rows > 16 else "2"][:rows]
+
+
+@pytest.mark.parametrize("L, H", [(1, 1), (4, 4), (24, 16)])
+def test_distances_are_a_dot_a_head_over_its_layer(L, H):
+    distances = np.random.default_rng(0).uniform(1, 20, (L, H))
+    figure = viz.attention_distance(distances, 14.0)
+    rendered(figure)
+    [axes] = figure.axes
+    dots, even = axes.lines
+    assert sorted(zip(*dots.get_data(), strict=True)) == sorted((i + 1, distances[i, j]) for i, j in np.ndindex(L, H))
+    assert set(even.get_ydata()) == {14.0}
+    low, high = axes.get_ylim()
+    assert low == 0 and high > max(distances.max(), 14)
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+@pytest.mark.parametrize("L, H, size", [(1, 1, (8, 8)), (3, 4, (12, 8)), (12, 12, (8, 8))])
+def test_heads_stand_in_rows_of_layers(L, H, size):
+    maps = np.random.default_rng(0).random((L, H, 2, 2)) / 4
+    image = random_images(1, *size)[0]
+    figure = viz.heads(image, maps)
+    said = words(figure)
+    assert len(figure.axes) == 1 + L * H
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    assert_apart(boxes)
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), image[..., 0])
+    np.testing.assert_array_equal(figure.axes[-1].images[0].get_array(), viz.overlay(image, maps[-1, -1]))
+    assert {f"layer {i + 1}" for i in range(L)} <= set(said)
+    if H < 12:  # else there is no room for words
+        assert f"head {H}\n{100 * maps[0, -1].sum():.0f} %" in said
+        assert not any(axes.title.get_window_extent().overlaps(box) for axes in figure.axes[1:] for box in boxes)
+
+
+@pytest.mark.parametrize("K, P, C, rows, cols", [(4, 2, 1, 4, 4), (49, 7, 1, 4, 4), (48, 4, 3, 8, 6)])
+def test_inside_is_figure_7(K, P, C, rows, cols):
+    similarity = np.random.default_rng(0).uniform(-1, 1, (rows, cols, rows, cols))
+    figure = viz.inside(random_filters(K, P, C)[0], similarity, np.full((4, 4), 13.0), 14.4)
+    rendered(figure)
+    assert_apart([axes.get_window_extent() for axes in figure.axes])
+    assert_apart([text.get_window_extent() for text in texts(figure)])
+    _, tiles, _, distances = figure.axes
+    assert tiles.get_xlabel() and tiles.get_ylabel() and distances.get_xlabel() and distances.get_ylabel()
 
 
 # ---------------------------------------------------------------------------------------------- the graph

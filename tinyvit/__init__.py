@@ -8,6 +8,7 @@ Reading order, which is also import order; each file opens with what it teaches:
     tape.py          the recorded graph as a table
     kernels/         the hot loops: what they compute in NumPy, how they run fast in Numba
     ops.py           primitives: arithmetic, reductions, shapes, matmul
+    convolution.py   the ops of a convolutional network: convolution, norms, pooling
     functional.py    softmax, GELU, layer norm, attention, cross-entropy, convolution
     nn/              layers: Linear, LayerNorm, MultiHeadSelfAttention, MLP, EncoderBlock, PatchEmbedding
     optim.py         AdamW and SGD over one flat buffer; the learning-rate schedule
@@ -18,7 +19,7 @@ Reading order, which is also import order; each file opens with what it teaches:
     interpret.py     what a trained ViT looks at, as arrays
     viz/             the same as pictures
     bench/           how fast a training step is, beside PyTorch and beside its matrix products alone
-    cli.py           the `tinyvit` command
+    cli/             the `tinyvit` command
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """The process around the command: output that may break, warnings of one line, Ctrl-C at any moment.
 
 A training run outlives the terminal that started it. So whatever becomes of its streams, the run goes on; and what
-a user meets is a sentence, not a traceback. `cli.py` says what the commands do.
+a user meets is a sentence, not a traceback. `cli/` says what the commands do.
 """
 
 import contextlib

@@ -35,7 +35,7 @@ def gradcheck(f, *inputs, h=1e-5, tolerance=1e-6, seed=0):
     """
     checked = {f"argument {i}": x for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad}
     if hasattr(f, "named_parameters"):
-        checked |= dict(f.named_parameters())
+        checked |= {name: p for name, p in f.named_parameters() if p.requires_grad}
     _refuse(checked, [x for x in inputs if isinstance(x, Tensor)])
 
     rng = np.random.default_rng(seed)

@@ -38,6 +38,11 @@ FLOPS = {
     "softmax": lambda ins, out: 5 * prod(out),
     "gelu": lambda ins, out: 8 * prod(out),
     "layer_norm": lambda ins, out: 8 * prod(out),
+    "group_norm": lambda ins, out: 8 * prod(out),
+    "batch_norm": lambda ins, out: 8 * prod(out),
+    "standardise": lambda ins, out: 8 * prod(out),
+    "max_pool": lambda ins, out: prod(ins[0]),
+    "average_pool": lambda ins, out: prod(ins[0]),
     "cross_entropy": lambda ins, out: 5 * prod(ins[0]),
 }
 

@@ -9,6 +9,7 @@ digits      the set that is part of the package
 sources     where the others come from, and their checksums
 fetch       `load`: search, download, verify
 augment     random changes that keep the label
+palette     pixels as words: the number of the nearest of few colours
 batches     an epoch, as a pure function of seed, epoch and step
 """
 
@@ -16,5 +17,6 @@ from tinyvit.data.augment import AUGMENTS, Augment
 from tinyvit.data.batches import batches
 from tinyvit.data.dataset import DataError, Dataset, Split, normalise
 from tinyvit.data.fetch import NAMES, load
+from tinyvit.data.palette import Palette
 
-__all__ = ["AUGMENTS", "NAMES", "Augment", "DataError", "Dataset", "Split", "batches", "load", "normalise"]
+__all__ = ["AUGMENTS", "NAMES", "Augment", "DataError", "Dataset", "Palette", "Split", "batches", "load", "normalise"]

@@ -19,6 +19,7 @@ from tinyvit.data.dataset import DataError, Dataset, Split, stratified
 from tinyvit.data.digits import load_digits
 from tinyvit.data.folder import load_folder
 from tinyvit.data.idx import header
+from tinyvit.data.image import resized
 from tinyvit.data.sources import SOURCES
 
 NAMES = ("digits", *SOURCES)
@@ -35,16 +36,17 @@ def load(name, *, root=None, download=True, image_size=None):
         cifar100    the same sizes, a hundred classes
 
     (train / validation / test). `root` is a folder to look in first; `download=False` keeps off the network.
-    A path (`load("pets")`, `load("pets", image_size=32)`) reads a folder with one sub-folder a class, see
-    `data/folder.py`.
+    A path (`load("pets")`) reads a folder with one sub-folder a class, see `data/folder.py`. `image_size` squashes all
+    images to that height and width, see `data/image.py`.
 
     Raises DataError for whatever is wrong: an unknown name, a file that cannot be had, is damaged, or is not
     what it claims.
     """
+    if image_size is not None and not (isinstance(image_size, int) and image_size >= 1):
+        raise DataError(f"image_size must be a whole number of pixels from 1 up, got {image_size!r}")
     if name == "digits" or name in SOURCES:
-        if image_size is not None:
-            raise DataError(f"image_size (--image-size) is for folders of images; those of {name} have a size already")
-        return load_digits() if name == "digits" else _load_source(name, SOURCES[name], root, download)
+        dataset = load_digits() if name == "digits" else _load_source(name, SOURCES[name], root, download)
+        return resized(dataset, image_size) if image_size else dataset
     if Path(name).is_dir():
         return load_folder(name, image_size)
     near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)

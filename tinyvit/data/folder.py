@@ -30,8 +30,6 @@ def load_folder(path, image_size=None):
     limit, and differing sizes without `image_size`.
     """
     path = Path(path)
-    if image_size is not None and not (isinstance(image_size, int) and image_size >= 1):
-        raise DataError(f"image_size must be a whole number of pixels from 1 up, got {image_size!r}")
     with reading(path, "a folder with one sub-folder of images a class"):
         folders = _part_folders(path) or {"all": path}
         classes = _classes(folders.get("train", path))

@@ -1,7 +1,8 @@
 """An image file as the model sees it: upright, 8 bits, grey or colour, of one size.
 
 Training and prediction must prepare an image in the same way. A model that learned from squashed photos and is
-asked about cropped ones sees shapes that it never saw, and no error says so. Hence this one function for both.
+asked about cropped ones sees shapes that it never saw, and no error says so. Hence one function for both, and one way
+to resize, for files and for data sets alike.
 
 It decides once: the whole picture is squashed to the size asked for, as the paper's code does when it tests, so
 that nothing at the edge is lost. (ImageNet's usual test cuts out the centre and keeps the proportions.) What is
@@ -12,6 +13,8 @@ import contextlib
 import warnings
 
 import numpy as np
+
+from tinyvit.data.dataset import Dataset, Split
 
 GREY = ("1", "L", "I", "F")  # how Pillow's names for one channel of light begin: L, LA, I;16 …
 ORIENTATION = 0x0112  # EXIF: how the camera was held
@@ -42,9 +45,31 @@ def read_image(path, size, grey):
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("L" if grey else "RGB")
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        return np.array(image).reshape(size[1], size[0], -1)
+        return np.array(_squash(image, size)).reshape(size[1], size[0], -1)
+
+
+def resized(dataset, image_size):
+    """The data set with all images squashed to (image_size, image_size), as `read_image` does it; mean and std are
+    those of the new training images. A larger size adds pixels, and no detail that was not there."""
+    splits = [_resized_split(split, image_size) for split in (dataset.train, dataset.validation, dataset.test)]
+    return Dataset.of(dataset.name, dataset.classes, *splits)
+
+
+def _resized_split(split, side):
+    from PIL import Image
+
+    M, _, _, C = split.images.shape
+    images = np.empty((M, side, side, C), np.uint8)
+    for old, new in zip(split.images, images, strict=True):
+        for c in range(C):
+            new[:, :, c] = _squash(Image.fromarray(old[:, :, c]), (side, side))
+    return Split(images, split.labels)
+
+
+def _squash(image, size):
+    from PIL import Image
+
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _eight_bits(image, file_format):

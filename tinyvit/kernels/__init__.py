@@ -8,6 +8,7 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
     simd            vector registers as values
     softmax         a reduction, the maximum trick, and its backward pass
     layernorm       two reductions, and sums across rows
+    groupnorm       batch, group and instance norm: the same over other sets
     gelu            an elementwise function at the speed of memory
     cross_entropy   softmax and logarithm, fused
     matmul          the matrix product in registers, large and many small ones
@@ -34,6 +35,7 @@ from tinyvit.kernels.block import encoder_block, encoder_block_backward, encoder
 from tinyvit.kernels.cross_entropy import cross_entropy, cross_entropy_backward
 from tinyvit.kernels.elementary import exp, normal
 from tinyvit.kernels.gelu import gelu, gelu_backward
+from tinyvit.kernels.groupnorm import group_norm, group_norm_backward
 from tinyvit.kernels.im2col import col2im, im2col
 from tinyvit.kernels.layernorm import layernorm, layernorm_backward
 from tinyvit.kernels.linear import linear, linear_backward, linear_gelu
@@ -46,7 +48,7 @@ from tinyvit.kernels.warp import warp
 __all__ = [
     "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention", "attention_backward",
     "backend", "batched_matmul", "col2im", "compiled_before", "contiguous", "cross_entropy", "cross_entropy_backward",
-    "encoder_block", "encoder_block_backward", "encoder_block_fits", "exp", "gelu", "gelu_backward", "im2col", "jit",
-    "layernorm", "layernorm_backward", "linear", "linear_backward", "linear_gelu", "normal", "scatter_add", "sgd", "softmax",
-    "softmax_backward", "squared_norm", "use", "warp",
+    "encoder_block", "encoder_block_backward", "encoder_block_fits", "exp", "gelu", "gelu_backward", "group_norm",
+    "group_norm_backward", "im2col", "jit", "layernorm", "layernorm_backward", "linear", "linear_backward",
+    "linear_gelu", "normal", "scatter_add", "sgd", "softmax", "softmax_backward", "squared_norm", "use", "warp",
 ]  # fmt: skip

@@ -3,11 +3,25 @@ the paper with the choices that it compares."""
 
 from dataclasses import asdict
 
+from tinyvit.models.augmented import AugmentedConfig, AugmentedNet
+from tinyvit.models.conv_attention import QuadraticConfig, QuadraticNet, attention_from_convolution
+from tinyvit.models.hybrid import PRESETS as HYBRIDS
+from tinyvit.models.hybrid import Hybrid, HybridConfig
+from tinyvit.models.igpt import ImageGPT, ImageGPTClassifier, ImageGPTConfig, marginal_bits_per_pixel, next_pixel
+from tinyvit.models.masked import MaskedPatches, masked_colours, mean_colours
 from tinyvit.models.model import ImageModel
+from tinyvit.models.resnet import PRESETS as RESNETS
+from tinyvit.models.resnet import ResNet, ResNetConfig
 from tinyvit.models.resolution import at_resolution
-from tinyvit.models.vit import PRESETS, ViT, ViTConfig, vit
+from tinyvit.models.vit import PRESETS as VITS
+from tinyvit.models.vit import ViT, ViTConfig, vit
 
-MODELS = {config.kind: (config, model) for config, model in ((ViTConfig, ViT),)}
+PAIRS = (
+    (ViTConfig, ViT), (ResNetConfig, ResNet), (HybridConfig, Hybrid), (QuadraticConfig, QuadraticNet),
+    (AugmentedConfig, AugmentedNet),
+)  # fmt: skip
+MODELS = {config.kind: (config, model) for config, model in PAIRS}
+PRESETS = VITS | RESNETS | HYBRIDS
 
 
 def to_dict(config):
@@ -28,4 +42,9 @@ def build(config, seed=0):
     return MODELS[config.kind][1](config, seed)
 
 
-__all__ = ["MODELS", "PRESETS", "ImageModel", "ViT", "ViTConfig", "at_resolution", "build", "from_dict", "to_dict", "vit"]
+__all__ = [
+    "AugmentedConfig", "AugmentedNet", "Hybrid", "HybridConfig", "ImageGPT", "ImageGPTClassifier", "ImageGPTConfig", "ImageModel", "MODELS",
+    "MaskedPatches", "PRESETS", "QuadraticConfig", "QuadraticNet", "ResNet", "ResNetConfig", "ViT", "ViTConfig",
+    "at_resolution", "attention_from_convolution", "build", "from_dict", "marginal_bits_per_pixel",
+    "masked_colours", "mean_colours", "next_pixel", "to_dict", "vit",
+]  # fmt: skip

@@ -15,6 +15,20 @@ from tinyvit.models.vit import ViT
 from tinyvit.nn.resolution import interpolate
 
 
+def enlarged(config, image_size, **changes):
+    """The configuration of a ViT or a hybrid for images of another size. Raises ValueError where patches do not fit."""
+    sides = image_size if np.iterable(image_size) else (image_size, image_size)
+    P = (
+        config.image_size[0] // config.grid[0]
+    )  # a patch's side in pixels; a hybrid's is that of all its strides together
+    if any(side % P for side in sides):
+        raise ValueError(
+            f"patches keep their size, so both sides must be multiples of {P} pixels, got {'×'.join(map(str, sides))}; "
+            f"{'×'.join(str(P * max(1, round(side / P))) for side in sides)} is the nearest"
+        )
+    return replace(config, image_size=image_size, **changes)
+
+
 def at_resolution(model, image_size, mode="corners", classes=None, dropout=None):
     """A new model with the weights of `model`, for images of another size.
 
@@ -35,16 +49,9 @@ def at_resolution(model, image_size, mode="corners", classes=None, dropout=None)
     if not isinstance(model, ViT):
         raise ValueError(f"at_resolution needs a ViT or a hybrid, which have positions; got a {type(model).__name__}")
     old = model.config
-    head = {} if classes is None else dict(classes=classes, head="linear")
-    h, w = image_size if np.iterable(image_size) else (image_size, image_size)
-    side = old.image_size[0] // old.grid[0]  # of a patch, in pixels
-    if h % side or w % side:
-        nearest = side * max(1, round(h / side)), side * max(1, round(w / side))
-        raise ValueError(
-            f"patches keep their size, so both sides must be multiples of {side} pixels, got {h}×{w}; "
-            f"{nearest[0]}×{nearest[1]} is the nearest"
-        )
-    new = replace(old, image_size=image_size, dropout=old.dropout if dropout is None else dropout, **head)
+    changes = {} if classes is None else dict(classes=classes, head="linear")
+    changes |= {} if dropout is None else dict(dropout=dropout)
+    new = enlarged(old, image_size, **changes)
     other = type(model)(new).train(model.training)
     weights = {name: _stretched(name, array, old, new, mode) for name, array in model.state_dict().items()}
     if classes is not None:
@@ -65,8 +72,9 @@ def _stretched(name, array, old, new, mode):
         return interpolate(array, (new.grid[0], 1), mode)
     if name == "positions.columns":  # (1, columns, D / 2)
         return interpolate(array, (1, new.grid[1]), mode)
-    if name.endswith("attention.shifts"):  # ((2 rows - 1)(2 columns - 1) + 3, K), see nn/positions.py
-        (rows, columns), size = old.grid, tuple(2 * side - 1 for side in new.grid)
-        table = interpolate(array[:-3].reshape(2 * rows - 1, 2 * columns - 1, D), size, mode)
-        return np.concatenate([table.reshape(-1, D), array[-3:]])
+    if name.endswith("attention.shifts"):  # those among patches, then those from and to other tokens, nn/positions.py
+        before, after = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old.grid, new.grid))
+        N = before[0] * before[1]
+        table = interpolate(array[:N].reshape(*before, D), after, mode)
+        return np.concatenate([table.reshape(-1, D), array[N:]])
     return array

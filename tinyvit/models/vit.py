@@ -56,6 +56,7 @@ class ViTConfig:
     """
 
     kind: ClassVar[str] = "vit"
+    cut: ClassVar[str] = "image"
 
     image_size: tuple[int, int] = (8, 8)
     patch: int = 2
@@ -77,7 +78,7 @@ class ViTConfig:
         h, w = self.pixels
         if h % self.patch or w % self.patch:
             raise ValueError(
-                f"patch size {self.patch} must divide the image's {h}×{w}; "
+                f"patch size {self.patch} must divide the {self.cut}'s {h}×{w}; "
                 f"{nearest_patch(h, w, self.patch)} is the nearest that does"
             )
         for name, known in dict(positions=KINDS, pool=("class", "average"), head=("linear", "mlp")).items():
@@ -92,7 +93,7 @@ class ViTConfig:
 
     @property
     def pixels(self):
-        """(height, width) of what is cut into patches: the image."""
+        """(height, width) of what is cut into patches: here the image."""
         return self.image_size
 
     @property
@@ -110,10 +111,12 @@ class ViTConfig:
         """T, the length of the sequence: N patches and what stands before them."""
         return self.prefix + self.grid[0] * self.grid[1]
 
+    def embedding_shapes(self):
+        return {"embedding.weight": (self.patch * self.patch * self.channels, self.width)}
+
     def shapes(self):
         """{path: shape} of a few parameters that fix all sizes: enough to see whether stored weights are these."""
-        shapes = {
-            "embedding.weight": (self.patch * self.patch * self.channels, self.width),
+        shapes = self.embedding_shapes() | {
             "blocks.0.attention.qkv.weight": (self.width, 3 * self.width),
             "blocks.0.mlp.fc1.weight": (self.width, self.mlp),
             "head.weight" if self.head == "linear" else "head.out.weight": (self.width, self.classes),

@@ -35,7 +35,8 @@ class Conv2d(Module):
 
 
 class StandardisedConv2d(Conv2d):
-    """A convolution whose filters have mean 0 and variance 1 in use, whatever is learnt, see `functional.standardise`."""
+    """A convolution whose filters are used with mean 0 and variance 1, whatever is learnt; see
+    `functional.standardise`."""
 
     def forward(self, x):
         weight = F.standardise(self.weight)

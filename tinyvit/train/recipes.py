@@ -26,7 +26,7 @@ class Recipe:
     optimizer: "adamw" or "sgd" (momentum 0.9).
     augment: a key of AUGMENTS.
     patch: patch size in place of the preset's; 0 keeps that.
-    image_size: side in pixels to which a folder's images are resized; 0 keeps their own.
+    image_size: side in pixels to which the images are resized; 0 keeps their own.
     seed: of initial values, order, augmentation and dropout.
     shards: into how many parts each batch is cut for the threads. Sums are taken shard by shard, so the result depends
         on this number, and on no number of threads.

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from tinyvit import functional as F
 from tinyvit import kernels
 from tinyvit.memory import Pool
-from tinyvit.nn import composed, random_state
+from tinyvit.nn import composed, random_state, recording_statistics
 from tinyvit.tensor import check_finite
 
 
@@ -39,6 +39,12 @@ def one_blas_thread():
     return threadpool_limits(1, user_api="blas")
 
 
+def classify(model, images, labels, smoothing):
+    """The objective of a classifier: (cross-entropy, a Tensor; how many images it got right)."""
+    logits = model(images)
+    return F.cross_entropy(logits, labels, smoothing), int((logits.data.argmax(1) == labels).sum())
+
+
 TRIALS = 8  # steps with threads, and as many without, before it is settled which is faster
 
 
@@ -46,21 +52,24 @@ class Shards:
     """Training steps of `model` on several threads. Use as a context manager, or call `close`.
 
     Args:
-        model: maps images (B, h, w, C) to logits (B, classes).
+        model: with the default objective it maps images (B, h, w, C) to logits (B, classes).
         flat: its FlatParameters.
         shards: parts of each batch; decides the sums, and so the result.
         threads: workers; decides the speed only. By default as many as there are shards and cores, unless the first
             steps show that one thread is faster: in a small model the threads wait for Python's lock (the GIL) more
             than they compute.
+        objective: objective(replica, images, labels, smoothing) -> (the mean loss over these images, a scalar Tensor;
+            how many of them are right). What labels are is the objective's affair.
 
     The replicas keep the mode (train or eval) that the model is in now.
     """
 
-    def __init__(self, model, flat, shards, threads=None):
+    def __init__(self, model, flat, shards, threads=None, objective=classify):
         if shards < 1 or (threads is not None and threads < 1):
             raise ValueError(f"shards and threads must be at least 1, got {shards} and {threads}")
         self.threads = min(threads or available_cores(), shards)
         self.flat = flat
+        self.objective = objective
         self.memory = {}  # by thread
         self.replicas = [model.replica() for _ in range(shards)]
         self.gradients = [flat.attach(replica) for replica in self.replicas]
@@ -131,11 +140,11 @@ class Shards:
             memory = self.memory.setdefault(threading.get_ident(), Pool())
             self.gradients[i][...] = 0
             # An overflow shows in the loss; NumPy's warning, once per thread, would only hide the message below it.
-            with memory, random_state((*seed, i)), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                logits = self.replicas[i](x)
-                loss = F.cross_entropy(logits, y, smoothing)
+            quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+            with memory, random_state((*seed, i)), recording_statistics(i == parts[0][0]), quiet:
+                loss, right = self.objective(self.replicas[i], x, y, smoothing)
                 loss.backward(weight)
-            return loss.item() * weight, int((logits.data.argmax(1) == y).sum())
+            return loss.item() * weight, right
 
         results = self._timed(run, parts) if self.timings else self.map(run, parts)
         self.flat.gradients[...] = self.gradients[parts[0][0]]

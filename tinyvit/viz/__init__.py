@@ -5,11 +5,14 @@ shows itself. `save` writes a PNG.
 """
 
 from tinyvit.viz.bench import benchmark
+from tinyvit.viz.centres import attention_centres
 from tinyvit.viz.figure import Picture, png, save
 from tinyvit.viz.graph import draw_tape
 from tinyvit.viz.images import attention, mistakes, overlay
+from tinyvit.viz.inside import attention_distance, filters, heads, inside, positions
 from tinyvit.viz.training import confusion, curves
 
 __all__ = [
-    "Picture", "attention", "benchmark", "confusion", "curves", "draw_tape", "mistakes", "overlay", "png", "save",
+    "Picture", "attention", "attention_centres", "attention_distance", "benchmark", "confusion", "curves", "draw_tape",
+    "filters", "heads", "inside", "mistakes", "overlay", "png", "positions", "save",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Images with what the model makes of them: where its class token reads, and where it is wrong.
+"""Images with what the model makes of them: where it has its information from, and where it is wrong.
 
 Paper figure 6 for the attention.
 """
@@ -48,7 +48,7 @@ def attention(images, maps, titles=None):
             f"attention needs a map and a title for each image, got {len(images)} images, {len(maps)} maps, "
             f"{len(titles)} titles"
         )
-    about = "yellow: where the class token takes its information from (attention rollout)"
+    about = "yellow: where the model has its information from (attention rollout)"
     figure, cells = _image_grid(images, [title.split(" · ") for title in titles], 5, about, panels=2)
     for axes, image, map in zip(cells, images, maps, strict=True):
         axes[1].imshow(overlay(image, map))
