@@ -123,6 +123,10 @@ def test_predict_goes_on_after_a_bad_image(run, tmp_path, capsys):
 FIGURES = {f"{name}.png" for name in ("filters", "positions", "attention", "heads", "distance", "inside")}
 
 
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
 def test_figures(run, tmp_path, monkeypatch, capsys):
     """All figures, named; once more from elsewhere, which replaces them and leaves other files alone."""
     monkeypatch.chdir(tmp_path)
@@ -134,7 +138,7 @@ def test_figures(run, tmp_path, monkeypatch, capsys):
         for name in FIGURES:
             with Image.open(folder / name) as image:
                 assert image.width == 900 and np.array(image.convert("L")).std() > 5
-        assert {path.name for path in folder.iterdir()} == FIGURES | others
+        assert names_in(folder) == FIGURES | others
         (folder / "notes.txt").write_text("mine")
         (folder / "filters.png").write_bytes(b"old")
     assert (folder / "notes.txt").read_text() == "mine" and list(tmp_path.iterdir()) == []
@@ -149,9 +153,9 @@ def test_figures_of_as_many_images_as_asked_where_asked(run, tmp_path, monkeypat
 
     monkeypatch.setattr(viz, "attention", attention)
     assert main(["figures", str(run), "--images", "12", "--out", str(tmp_path / "new" / "figs")]) == 0
-    assert {path.name for path in (tmp_path / "new" / "figs").iterdir()} == FIGURES
+    assert names_in(tmp_path / "new" / "figs") == FIGURES
     [(images, captions)] = drawn
-    assert images.shape == (12, 8, 8, 1)  # the first of each class, then the second of the first two
+    assert images.shape == (12, 8, 8, 1)  # the first image of each class, then the second of the first two classes
     assert [words.split()[1] for words in captions] == list("012345678901")
     test = data.load("digits").test
     np.testing.assert_array_equal(images[3], test.images[test.labels == 3][0])
@@ -166,12 +170,12 @@ def test_figures_without_the_data(pictures, tmp_path, capsys):
     assert main(["figures", "run"]) == 1
     why = "only what needs no images is drawn: it was trained on .*, which is not here.*--data\n"
     assert re.fullmatch(f"tinyvit figures: {why}", capsys.readouterr().err)
-    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"filters.png", "positions.png"}
+    assert names_in(tmp_path / "run" / "figures") == {"filters.png", "positions.png"}
     for there, message in {"nowhere": "one of digits", "digits": "the model reads images"}.items():
         assert main(["figures", "run", "--data", there, "--out", "other"]) in (1, 2)
         assert re.search(message, capsys.readouterr().err) and not (tmp_path / "other").exists()
     assert main(["figures", "run", "--data", "moved"]) == 0
-    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES
+    assert names_in(tmp_path / "run" / "figures") == FIGURES
 
 
 def checkpoint_of(model, run, folder):
@@ -189,13 +193,18 @@ def test_figures_and_predictions_of_other_models(run, tmp_path, capsys):
     config = replace(load(run).model.config, positions="relative", pool="average", registers=2, head="mlp")
     odd = checkpoint_of(models.build(config), run, tmp_path / "odd")
     assert main(["figures", odd]) == 0
-    assert {path.name for path in (tmp_path / "odd" / "figures").iterdir()} == FIGURES - {"positions.png", "inside.png"}
+    assert names_in(tmp_path / "odd" / "figures") == FIGURES - {"positions.png", "inside.png"}
     assert re.fullmatch("tinyvit figures: no positions.png: .*'relative'\n", capsys.readouterr().err)
+
+    hybrid = checkpoint_of(models.build(models.PRESETS["hybrid-digits"]), run, tmp_path / "hybrid")
+    assert main(["figures", hybrid]) == 0
+    assert names_in(tmp_path / "hybrid" / "figures") == FIGURES - {"filters.png", "inside.png"}
+    assert "no filters.png: only a ViT's embedding has filters of pixels" in capsys.readouterr().err
 
     config = models.ResNetConfig(image_size=(8, 8), channels=1, blocks=(1,), widths=(4,), norm="group")
     resnet = checkpoint_of(models.build(config), run, tmp_path / "resnet")
     assert main(["figures", resnet]) == 1
-    assert "resnet is a resnet: it has no attention to draw" in capsys.readouterr().err
+    assert "the model must be a ViT or a hybrid" in (err := capsys.readouterr().err) and "is a resnet\n" in err
     assert [path.name for path in (tmp_path / "resnet").iterdir()] == ["checkpoint.safetensors"]
     save_image(tmp_path / "digit.png", data.load("digits").test.images[0, :, :, 0])
     assert main(["predict", resnet, str(tmp_path / "digit.png"), "--out", str(tmp_path / "out")]) == 0

@@ -14,7 +14,7 @@ from tinyvit.interpret import (
     patch_distances,
     position_similarity,
 )
-from tinyvit.models import ResNet, ResNetConfig, ViT, ViTConfig
+from tinyvit.models import HybridConfig, ResNet, ResNetConfig, ViT, ViTConfig
 from tinyvit.tensor import Tensor
 
 
@@ -130,10 +130,9 @@ def test_what_adds_no_positions_has_none_to_compare(kind):
 
 
 def test_even_attention_reads_at_the_mean_of_all_distances():
-    """Brute force over the centres of patches that are 2 pixels high and 3 wide."""
-    config = ResNetConfig(image_size=(4, 9))  # any config with a grid and an image; patches need not be square
-    object.__setattr__(config, "grid", (2, 3))
-    centres = [(2 * r + 1, 3 * c + 1.5) for r in range(2) for c in range(3)]
+    """Brute force over the centres of patches that are no squares: 2 pixels high, 5 / 3 wide."""
+    config = HybridConfig(image_size=(4, 5), blocks=(1, 1), widths=(4, 4))  # a feature map of 2×3
+    centres = [(2 * r + 1, 5 / 3 * (c + 0.5)) for r in range(2) for c in range(3)]
     brute = np.mean([np.hypot(a[0] - b[0], a[1] - b[1]) for a in centres for b in centres])
     distances = patch_distances(config)
     np.testing.assert_allclose(distances.mean(), brute)
@@ -343,7 +342,7 @@ def test_a_resnet_says_that_it_has_none_of_this():
     assert not interpret.has_attention(model) and interpret.has_attention(random_vit())
     images = np.zeros((1, 8, 8, 3), np.float32)
     for look in (class_attention, head_attention, attention_distance):
-        with pytest.raises(ValueError, match="is a resnet: it has no attention"):
+        with pytest.raises(ValueError, match="from a ViT or a hybrid; this model is a resnet"):
             look(model, images)
     with pytest.raises(ValueError, match="only a ViT's embedding has filters.*is a resnet"):
         embedding_filters(model)

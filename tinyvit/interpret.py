@@ -53,7 +53,7 @@ def position_similarity(model):
     """How alike the position embeddings of any two patches are: cosine similarity, (rows, cols, rows, cols) in [-1, 1].
 
     Entry [r, c] is a map over all patches, seen from the one in row r and column c; at [r, c, r, c] stands 1. The
-    class token's position is no place and left out. Paper figure 7, centre, and figure 10.
+    class token's position is no place and left out. Paper figure 7, centre.
 
     Args:
         model: a ViT or hybrid whose positions are "1d", "2d" or "sincos".
@@ -105,7 +105,7 @@ def attention_distance(model, images, batch_size=32):
     """The mean distance of each layer's heads over images: (L, H) in pixels. What a receptive field is to a CNN.
 
     Paper figure 7, right, and appendix D.7, which takes 128 images. Arguments as for `class_attention`. Raises
-    ValueError for no images and for a model without attention.
+    ValueError for no images and for a model without attention maps.
     """
     if not len(images):
         raise ValueError("attention_distance needs at least one image to average over, got none")
@@ -173,7 +173,7 @@ def class_attention(model, images, batch_size=32):
     (itself, registers), scaled to sum 1 for each image (zeros where it has read no patch). Without a class token, where
     the patches are averaged, the mean of their rows. The model runs as in eval mode and without a tape.
 
-    Raises ValueError for a model without attention.
+    Raises ValueError for a model without attention maps.
     """
     maps = _of_attention(model, images, lambda layers: _pooled(attention_rollout(layers), model.config), batch_size)
     return maps / np.maximum(maps.sum(axis=(1, 2), keepdims=True), 1e-30)
@@ -192,14 +192,14 @@ def head_attention(model, images, batch_size=32):
 
 
 def has_attention(model):
-    """Whether there is attention to look at: in a ViT and a hybrid, not in a ResNet."""
+    """Whether the model hands back its attention maps: a ViT and a hybrid do, a ResNet has none."""
     return model.config.kind in ("vit", "hybrid")
 
 
 def _of_attention(model, images, summary, batch_size):
     """`summary` of the layers' attention, a list of arrays (B, H, T, T), for a batch at a time, put together."""
     if not has_attention(model):
-        raise ValueError(f"this model is a {model.config.kind}: it has no attention to look at")
+        raise ValueError(f"attention maps must come from a ViT or a hybrid; this model is a {model.config.kind}")
     parts = []
     for start in range(0, max(len(images), 1), batch_size):
         with no_grad(), evaluating():

@@ -15,7 +15,7 @@ def run_figures(options):
 
     if not interpret.has_attention(classifier.model):
         kind = classifier.model.config.kind
-        return complain(f"tinyvit figures: {options.checkpoint} is a {kind}: it has no attention to draw", 1)
+        return complain(f"tinyvit figures: the model must be a ViT or a hybrid; {options.checkpoint} is a {kind}", 1)
     failed = 0
     figures, parts = from_weights(classifier.model)
     try:

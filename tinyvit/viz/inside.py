@@ -34,7 +34,7 @@ def filters(filters, shares):
         figure,
         "patterns that the patch embedding tells apart",
         f"{known} principal components of its filters, with their shares of the variance; "
-        + ("0 is grey" if filters.shape[3] == 3 else "0 is white"),
+        + ("0 is grey" if filters.shape[3] == 3 else "+ orange, - purple"),
     )
     for k, picture in enumerate(pictures):
         axes = place(*divmod(k, columns))
@@ -119,7 +119,7 @@ def heads(image, maps):
 @styled
 def inside(filters, similarity, distances, even):
     """The paper's figure 7 in one picture: filters, position similarity, attention distance. Arguments as above."""
-    figure = Picture(figsize=(WIDTH, 2.7), layout="none")
+    figure = Picture(figsize=(WIDTH, 2.82), layout="none")
     top, side = 0.52, 1.65
 
     pictures = _filter_pictures(filters)
@@ -140,7 +140,7 @@ def inside(filters, similarity, distances, even):
     axes = _in_inches(figure, 4.6, top, 1.3, side)
     _draw_distances(axes, distances, even)
     axes.set_ylabel("pixels", labelpad=1)
-    axes.legend(loc="lower left", handletextpad=0.4, handlelength=1.3, borderaxespad=0.2)
+    figure.legend(loc="lower right", ncols=2, handletextpad=0.4, handlelength=1.3, columnspacing=1, borderaxespad=0.1)
     _column_head(figure, 4.6 + 0.55, "how far its heads look", "mean attention distance")
     return figure
 
