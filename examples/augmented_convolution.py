@@ -1,10 +1,15 @@
-"""Does a small CNN gain by attention? The same network with and without, at equal numbers of parameters.
+"""Does a small CNN gain by attention? The same network with and without, with nearly as many parameters.
 
     python examples/augmented_convolution.py [--data mnist --images 8000] [--epochs E] [--seeds S]
 
 The augmented network gives a quarter of each block's channels to attention over all pixels. Attention has fewer weights
 than a 3×3 window, so the plain network gets the width at which both have as many parameters as can be. Each has the
 learning rate that was best on the validation images with seed 0.
+
+On the digits, 25 epochs, 5 seeds (AMD EPYC VM, one core of two shared ones, Python 3.11, NumPy 2.4.6, 5 minutes): with
+attention 99.06 ± 0.38 % of the test images (validation 99.17 ± 0.26 %; 24,666 parameters, 27 s a run), without 98.28 ±
+0.27 % (validation 99.17 ± 0.37 %; 25,240 parameters, 19 s). 0.8 % are three images, and validation sees no difference:
+a hint and no proof, on images so small that four 3×3 windows span them. Both took the larger of the two learning rates.
 """
 
 import argparse
@@ -38,7 +43,7 @@ def train(config, recipe, dataset):
     return run.history[-1]["validation_accuracy"], run.test_accuracy, run.seconds
 
 
-def main(data="digits", images=None, epochs=40, seeds=5):
+def main(data="digits", images=None, epochs=25, seeds=5):
     dataset = tv.data.load(data)
     dataset = replace(dataset, train=dataset.train[:images])
     _, h, w, C = dataset.train.images.shape
@@ -65,6 +70,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--images", type=int, help="train on the first so many only")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=5)
     main(**vars(parser.parse_args()))

@@ -8,6 +8,19 @@
 with which the heads look. `learn` trains a network whose heads look by position alone (`QuadraticNet`, three layers of
 nine heads, 2×2 patches) on MNIST, and draws where they look before and after. `compare` trains it on the digits beside
 a ViT of the same size with full self-attention, by content and relative position.
+
+Measured with these commands, AMD EPYC VM, one core of two shared ones, Python 3.11, NumPy 2.4.6:
+
+`construct`, seconds: at α = 20 the largest error is 6.7e-9 of the largest output in float64, from α = 40 it is 5.3e-16;
+in float32 3.8e-7 from α = 20 on.
+
+`learn`, 4 minutes: 96.95 % of MNIST's test images right after 8 epochs on 6,000 training images (validation 97.04 %,
+seed 0). Centres of layer 1 hardly move (0.15 tokens) and stay narrow (median α 1.23); those of layer 3 move by 0.70
+tokens and their circles grow (α 0.50): first neighbours, then surroundings, as a CNN's windows grow with depth.
+
+`compare`, 5 minutes: attention by position alone 99.17 ± 0.18 % of the digits' test images (validation 99.08 ± 0.49 %;
+96,355 parameters), by content and position 98.83 ± 0.41 % (validation 99.33 ± 0.42 %; 129,202 parameters); 5 seeds. On
+digits content adds nothing that can be seen: 0.3 % are one image.
 """
 
 import argparse
@@ -55,7 +68,7 @@ def heads(model):
     return [(block.attention.centres.numpy(), block.attention.sharpness.numpy()) for block in model.blocks]
 
 
-def learn(dataset, images=8000, epochs=9, picture=None):
+def learn(dataset, images=6000, epochs=8, picture=None):
     """Train on the first images; print the accuracy and draw the centres; returns the test accuracy."""
     dataset = replace(dataset, train=dataset.train[:images])
     recipe = replace(tv.train.RECIPES["mnist"], epochs=epochs, batch_size=64, lr=4e-3)

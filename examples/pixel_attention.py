@@ -13,6 +13,18 @@ pullbacks remember, in numbers of 4 bytes,
 and the time is fitted by a + b N + c N², constants ≥ 0, to all points but the largest, which tests it. From the first
 formula follows the wall: the largest image whose step fits into 16 GB. `accuracy` trains on the 8×8 digits with patches
 of 4×4, 2×2 and 1×1.
+
+Measured with these commands, AMD EPYC VM, two shared cores, Python 3.11, NumPy 2.4.6. `cost` takes two minutes. A step
+of 8 images of 28×28 takes 238 ms and 405 MB with a token a pixel, 27 ms and 39 MB with 2×2 patches, 4.4 ms and 7 MB
+with 4×4. The memory formula is within 4 % of the peak from 785 tokens on (5.35 GB by formula, 5.41 measured at 3,137);
+the time formula, fitted below, says 3.4 s there where 4.4 were measured. 16 GB are full at 125×125 pixels with one
+image a step, at 74×74 with 8, at 43×43 with 64. A photograph of 224×224, 50,177 tokens, would take 162 GB; with 16×16
+patches it takes 5 MB.
+
+`accuracy`: 3 seeds of 60 epochs on the digits, by the recipe that was chosen for patch 2. Test accuracy 98.98 ± 0.26 %
+with 4×4 patches, 98.52 ± 0.35 % with 2×2, 94.81 ± 0.86 % with a token a pixel, in 4, 10 and 39 s a run at the quickest:
+nine times the work of patch 4, and worse. A pixel alone says little, and 65 tokens have to find out which belong
+together.
 """
 
 import argparse
@@ -34,22 +46,8 @@ from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, WIDTH, Picture, styled
 
 WIDE, DEPTH, HEADS, MLP = 64, 4, 4, 128
 BATCH, GB = 8, 1e9
-# Image side and patch: a token a pixel, then the patches with which such images are usually cut, and more.
-POINTS = (
-    (8, 1),
-    (14, 1),
-    (20, 1),
-    (28, 1),
-    (32, 1),
-    (56, 1),
-    (8, 2),
-    (14, 2),
-    (28, 2),
-    (32, 2),
-    (28, 4),
-    (32, 4),
-    (28, 7),
-)
+PIXELS = tuple((side, 1) for side in (8, 14, 20, 28, 32, 56))
+PATCHES = (8, 2), (14, 2), (28, 2), (32, 2), (28, 4), (32, 4), (28, 7)  # image side, patch
 
 
 def config(side, patch):
@@ -95,7 +93,7 @@ def measure(side, patch):
     return dict(tokens=model.config.tokens, seconds=float(np.median(times)), bytes=peak)
 
 
-def cost(points=POINTS, picture=None):
+def cost(points=PIXELS + PATCHES, picture=None):
     """Measure each point in a process of its own, print a table, draw; returns the rows."""
     rows = []
     print(f"a training step with {BATCH} images, width {WIDE}, {DEPTH} blocks, {HEADS} heads, one thread")
@@ -127,8 +125,8 @@ def cost(points=POINTS, picture=None):
     for patch in (1, 16):
         N = (224 // patch) ** 2 + 1
         print(
-            f"224×224 with patch {patch}: {N:,} tokens, {remembered(N, 1) / GB:,.3f} GB and, if the fit holds so far, "
-            f"{constants @ powers(N) / BATCH:,.2f} s an image"
+            f"224×224 with patch {patch}: {N:,} tokens, {remembered(N, 1) / GB:.3g} GB and, if the fit holds so far, "
+            f"{constants @ powers(N) / BATCH:.2g} s an image"
         )
     if picture:
         save(draw(rows, constants), picture)

@@ -7,7 +7,7 @@ import pytest
 
 import tinyvit
 from tinyvit import Tensor, functional, gradcheck, nn, optim
-from tinyvit.models.augmented import AugmentedConfig, AugmentedConv2d, AugmentedNet, AxialAttention
+from tinyvit.models.augmented import AugmentedConfig, AugmentedConv2d, AugmentedNet, RelativeAttention2D
 
 SMALL = AugmentedConfig(image_size=(4, 5), channels=2, classes=3, width=6, depth=2, attention=4, heads=2, groups=2)
 
@@ -17,7 +17,7 @@ def random(*shape, seed=0, dtype=np.float64):
 
 
 def attention(grid=(3, 4)):
-    return AxialAttention(5, 6, 2, np.random.default_rng(1), grid).astype(np.float64)
+    return RelativeAttention2D(5, 6, 2, np.random.default_rng(1), grid).astype(np.float64)
 
 
 def test_attention_is_the_papers_equation():
@@ -159,7 +159,7 @@ def test_wrong_inputs():
     with pytest.raises(ValueError, match=r"made for feature maps \(B, 3, 4, C\), got \(1, 4, 3, 5\)"):
         attention()(Tensor(random(1, 4, 3, 5)))
     with pytest.raises(ValueError, match="heads must divide the width of attention: 6 = 4 × 1.5"):
-        AxialAttention(5, 6, 4, rng, (3, 4))
+        RelativeAttention2D(5, 6, 4, rng, (3, 4))
     with pytest.raises(ValueError, match="from 0 to all of the 8 output channels, got 9"):
         AugmentedConv2d(5, 8, 9, 3, rng, (3, 4))
     with pytest.raises(ValueError, match=r"reads images \(B, 4, 5, 2\), got \(1, 4, 4, 2\)"):

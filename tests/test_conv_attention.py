@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.patches import Circle
 
 import tinyvit
-from tinyvit import Tensor, functional, gradcheck, nn, optim
+from tinyvit import Tensor, functional, gradcheck, nn, optim, viz
 from tinyvit.models.conv_attention import QuadraticAttention, QuadraticConfig, QuadraticNet, attention_from_convolution
 
 SMALL = QuadraticConfig(image_size=(4, 6), patch=2, channels=2, classes=3, width=8, depth=2, heads=4, mlp=8)
@@ -200,9 +201,25 @@ def test_config_errors(changes, message):
         replace(SMALL, **changes)
 
 
+def test_picture_of_centres():
+    """A row of panels before and after; circles by α, none where a head looks away; layers must match."""
+    centres, sharpness = np.array([[0.0, 1.0], [2.0, -3.0]]), np.array([1.0, -1.0])
+    figure = viz.attention_centres([(centres, sharpness)] * 3, [(centres + 1, sharpness)] * 3)
+    axes = [axes for axes in figure.axes if axes.get_title()]
+    assert [a.get_title() for a in axes][:4] == [f"layer {i}, before training" for i in (1, 2, 3)] + [
+        "layer 1, after training"
+    ]
+    for panel, (y, x) in ((axes[0], (0, 1)), (axes[3], (1, 2))):
+        circles = [patch for patch in panel.patches if isinstance(patch, Circle)]
+        assert len(circles) == 2 and circles[0].center == (x, y)
+        assert circles[0].radius == pytest.approx(np.log(2) ** 0.5)
+    with pytest.raises(ValueError, match="same layers before and after, got 1 and 0"):
+        viz.attention_centres([(centres, sharpness)], [])
+
+
 def test_wrong_inputs():
     for weight in (np.zeros((2, 2, 1, 1)), np.zeros((3, 5, 1, 1)), np.zeros((3, 3))):
-        with pytest.raises(ValueError, match=r"weight must be \(K, K, C, D\) with K odd"):
+        with pytest.raises(ValueError, match=r"weight must be \(k, k, C, D\) with k odd"):
             attention_from_convolution(weight)
     with pytest.raises(ValueError, match=r"QuadraticAttention reads \(B, h, w, 3\), got \(2, 4, 4, 2\)"):
         layer()(Tensor(random(2, 4, 4, 2)))

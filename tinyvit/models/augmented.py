@@ -28,7 +28,7 @@ from tinyvit.models.model import ImageModel, check_sizes
 from tinyvit.nn import Conv2d, GroupNorm, Linear, Module, Parameter
 
 
-class AxialAttention(Module):
+class RelativeAttention2D(Module):
     """Multi-head self-attention over all pixels of a feature map, with learned shifts for each axis:
     (B, h, w, C) -> (B, h, w, D).
 
@@ -47,9 +47,8 @@ class AxialAttention(Module):
         self.qkv = Linear(channels, width, rng, copies=3)
         self.out = Linear(width, width, rng)
         K = width // heads
-        self.rows, self.columns = (
-            Parameter(rng.normal(0, K**-0.5, (2 * size - 1, K)).astype(np.float32)) for size in grid
-        )
+        self.rows = Parameter(rng.normal(0, K**-0.5, (2 * grid[0] - 1, K)).astype(np.float32))
+        self.columns = Parameter(rng.normal(0, K**-0.5, (2 * grid[1] - 1, K)).astype(np.float32))
 
     def shift_scores(self, q):
         """What the shifts add to the scores: queries (B, h, w, H, K) -> (B, H, N, N).
@@ -57,18 +56,20 @@ class AxialAttention(Module):
         For each of two axes, the queries of one line are multiplied by that line's 2 h - 1 or 2 w - 1 shifts, and the
         result is the same for all keys in a row, or a column: N (h + w) products of vectors, not N².
         """
-        (B, h, w, H, K), (rows, columns) = q.shape, map(_lines, (self.rows, self.columns), self.grid)
+        B, h, w, H, K = q.shape
+        rows, columns = _lines(self.rows, h), _lines(self.columns, w)
+        q = q * K**-0.5
         down = q.transpose(1, 0, 2, 3, 4).reshape(h, B * w * H, K) @ rows  # (h, B w H, h)
         right = q.transpose(2, 0, 1, 3, 4).reshape(w, B * h * H, K) @ columns
         down = down.reshape(h, B, w, H, h, 1).transpose(1, 3, 0, 2, 4, 5)  # (B, H, h, w, h, 1)
         right = right.reshape(w, B, h, H, 1, w).transpose(1, 3, 2, 0, 4, 5)  # (B, H, h, w, 1, w)
-        return ((down + right) * K**-0.5).reshape(B, H, h * w, h * w)
+        return (down + right).reshape(B, H, h * w, h * w)
 
     def forward(self, x, maps=None):
         """`maps` is a list that receives the attention probabilities, an array (B, H, N, N)."""
         if x.ndim != 4 or x.shape[1:3] != tuple(self.grid):
             raise ValueError(
-                f"AxialAttention was made for feature maps (B, {self.grid[0]}, {self.grid[1]}, C), got {x.shape}"
+                f"RelativeAttention2D was made for feature maps (B, {self.grid[0]}, {self.grid[1]}, C), got {x.shape}"
             )
         B, h, w, C = x.shape
         D = self.out.weight.shape[0]
@@ -97,7 +98,7 @@ class AugmentedConv2d(Module):
         if not 0 <= attention <= width:
             raise ValueError(f"attention gets from 0 to all of the {width} output channels, got {attention}")
         self.convolution = Conv2d(channels, width - attention, 3, rng) if attention < width else None
-        self.attention = AxialAttention(channels, attention, heads, rng, grid) if attention else None
+        self.attention = RelativeAttention2D(channels, attention, heads, rng, grid) if attention else None
 
     def forward(self, x):
         parts = [part(x) for part in (self.convolution, self.attention) if part is not None]

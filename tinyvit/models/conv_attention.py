@@ -36,7 +36,7 @@ class QuadraticAttention(Module):
 
     Args:
         channels, width: C and D.
-        heads: H; K² of them can be a K×K convolution.
+        heads: H; k² of them can be a k×k convolution.
         rng: of the initial values: centres normal with variance 2, as in the paper; α = 1; matrices Xavier-uniform.
         head_width: K, the numbers that a head reads from a pixel.
         padding: so many pixels of zeros around the image can be looked at too, as in a convolution.
@@ -77,14 +77,14 @@ class QuadraticAttention(Module):
 
 
 def attention_from_convolution(weight, bias=None, alpha=50.0):
-    """The QuadraticAttention layer that equals `functional.conv2d(x, weight, bias, padding=K // 2)`, borders included.
+    """The QuadraticAttention layer that equals `functional.conv2d(x, weight, bias, padding=k // 2)`, borders included.
 
     Args:
-        weight: (K, K, C, D), K odd, an array or a Tensor; float32 or float64, which becomes the layer's dtype.
+        weight: (k, k, C, D), k odd, an array or a Tensor; float32 or float64, which becomes the layer's dtype.
         bias: (D,) or None.
         alpha: how sharply the heads look.
 
-    K² heads, one for each place of the window: its centre is that place; its value matrix is the identity, so that the
+    k² heads, one for each place of the window: its centre is that place; its value matrix is the identity, so that the
     heads side by side hold the window's pixels, exactly what `kernels.im2col` lays out; and the output matrix is the
     convolution's. Keys are the zero-padded image: a head that looks across the border reads zeros, as the convolution
     does, where attention over the image's own pixels would take the nearest one.
@@ -103,13 +103,13 @@ def attention_from_convolution(weight, bias=None, alpha=50.0):
     """
     weight = weight.data if isinstance(weight, Tensor) else np.asarray(weight)
     if weight.ndim != 4 or weight.shape[0] != weight.shape[1] or weight.shape[0] % 2 == 0:
-        raise ValueError(f"the convolution's weight must be (K, K, C, D) with K odd, got {weight.shape}")
-    K, _, C, D = weight.shape
-    layer = QuadraticAttention(C, D, K * K, np.random.default_rng(0), head_width=C, padding=K // 2).astype(weight.dtype)
-    layer.centres.data = np.stack(np.mgrid[:K, :K], axis=-1).reshape(K * K, 2) - K // 2
+        raise ValueError(f"the convolution's weight must be (k, k, C, D) with k odd, got {weight.shape}")
+    k, _, C, D = weight.shape
+    layer = QuadraticAttention(C, D, k * k, np.random.default_rng(0), head_width=C, padding=k // 2).astype(weight.dtype)
+    layer.centres.data = np.stack(np.mgrid[:k, :k], axis=-1).reshape(k * k, 2) - k // 2
     layer.sharpness.data = alpha
-    layer.value.data = np.tile(np.eye(C), K * K)
-    layer.out.weight.data = weight.reshape(K * K * C, D)
+    layer.value.data = np.tile(np.eye(C), k * k)
+    layer.out.weight.data = weight.reshape(k * k * C, D)
     layer.out.bias.data = 0.0 if bias is None else bias
     return layer
 
