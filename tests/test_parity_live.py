@@ -1,6 +1,7 @@
 """tinyvit computes what PyTorch computes, op by op, model by model and step by step, with PyTorch beside it.
 
-Skipped where PyTorch is missing: pip install -e ".[parity]". The other side is `parity/torch_twin.py`.
+Skipped where PyTorch is missing: pip install -e ".[parity]". The other side is `parity/torch_twin.py`;
+`test_parity_live_models.py` has the ViT's choices and the other models.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as TF  # noqa: E402
 from parity import comparison  # noqa: E402
-from parity.torch_twin import Twin  # noqa: E402
+from parity.torch_models import ViTTwin  # noqa: E402
 
 from tinyvit import functional as F  # noqa: E402
 from tinyvit.data import load  # noqa: E402
@@ -41,7 +42,7 @@ def example(config, count, seed=1):
     """(model with weights at which everything counts, images, labels)"""
     rng = np.random.default_rng(seed)
     model = ViT(config)
-    model.load_state_dict(comparison.random_weights(config, seed))
+    model.load_state_dict(comparison.random_weights(model, seed))
     images = rng.standard_normal((count, *config.image_size, config.channels)).astype(np.float32)
     return model, images, rng.integers(0, config.classes, count)
 
@@ -53,7 +54,7 @@ def example(config, count, seed=1):
 def test_model_in_float32(backend, config, smoothing):
     """Logits, loss and every gradient of the model as it is trained."""
     model, images, labels = example(config, 7)
-    theirs = Twin(config, model.state_dict()).reference(images, labels, smoothing)
+    theirs = ViTTwin(config, model.state_dict()).reference(images, labels, smoothing)
     comparison.assert_close(comparison.results(model, images, labels, smoothing), theirs, 1e-5, 1e-4)
 
 
@@ -61,7 +62,7 @@ def test_model_in_float32(backend, config, smoothing):
 def test_model_in_float64(backend, config, smoothing):
     """The same where rounding cannot hide an equation that is off by a little."""
     model, images, labels = example(config, 7)
-    theirs = Twin(config, model.state_dict(), torch.float64).reference(images, labels, smoothing)
+    theirs = ViTTwin(config, model.state_dict(), torch.float64).reference(images, labels, smoothing)
     ours = comparison.results(model.astype(np.float64), images, labels, smoothing)
     comparison.assert_close(ours, theirs, 1e-10, 1e-10)
     for name, gradient in ours[2].items():
@@ -75,7 +76,7 @@ def test_new_model(backend):
     config = ViTConfig(**MODELS["grey"])
     _, images, labels = example(config, 7)
     model = ViT(config)
-    theirs = Twin(config, model.state_dict()).reference(images, labels, 0.0)
+    theirs = ViTTwin(config, model.state_dict()).reference(images, labels, 0.0)
     ours = comparison.results(model, images, labels, 0.0)
     comparison.assert_close(ours, theirs, 1e-5, 1e-4)
     assert {name for name, gradient in ours[2].items() if gradient.any()} == {"head.weight", "head.bias"}
@@ -109,7 +110,7 @@ def test_four_shards_make_the_whole_batchs_gradient(backend, count):
     """Shards of unequal size, and fewer images than shards."""
     config = ViTConfig(**MODELS["grey"])
     model, images, labels = example(config, count)
-    _, loss, gradients = Twin(config, model.state_dict(), torch.float64).reference(images, labels, 0.1)
+    _, loss, gradients = ViTTwin(config, model.state_dict(), torch.float64).reference(images, labels, 0.1)
     flat = FlatParameters(model)
     with Shards(model, flat, shards=4, threads=2) as shards:
         our_loss, _ = shards.gradient(images, labels, smoothing=0.1)
@@ -203,7 +204,7 @@ def test_fifty_steps_of_adamw(backend):
     """The whole step on real images from a fresh model, as `fit` takes it."""
     config = ViTConfig(width=16, depth=2, mlp=32)
     model = ViT(config)
-    twin = Twin(config, model.state_dict())
+    twin = ViTTwin(config, model.state_dict())
     recipe = dict(weight_decay=0.3, betas=(0.9, 0.95), eps=1e-8)
     theirs = twin.train(twin.adamw(**recipe), *digits_run(lr=3e-3))
     ours = comparison.train(model, AdamW(model, **recipe), *digits_run(lr=3e-3))
@@ -214,7 +215,7 @@ def test_fifty_steps_of_sgd(backend):
     """The same for momentum, whose velocity sums without 1 - μ, and for decay as a term of the gradient."""
     config = ViTConfig(width=16, depth=2, mlp=32)
     model = ViT(config)
-    twin = Twin(config, model.state_dict())
+    twin = ViTTwin(config, model.state_dict())
     run = digits_run(lr=0.06)
     theirs = twin.train(torch.optim.SGD(twin.groups(0.01), momentum=0.9), *run)
     ours = comparison.train(model, SGD(model, momentum=0.9, weight_decay=0.01), *run)
@@ -288,7 +289,7 @@ def test_vectors_are_what_this_torch_computes(name):
     """Vectors that someone edited, or that another version of PyTorch contradicts."""
     case = CASES[name]
     config = ViTConfig(**case.config)
-    twin = Twin(config, case.weights, torch.float64)
+    twin = ViTTwin(config, case.weights, torch.float64)
     theirs = twin.reference(*case.batch(), case.recipe["smoothing"])
     comparison.assert_close((case.logits, case.loss, case.gradients), theirs, 1e-5, 1e-5)
     np.testing.assert_allclose(case.losses, twin.train(twin.adamw(**case.adamw()), *case.run()), rtol=1e-5)

@@ -12,6 +12,7 @@ rng = np.random.default_rng(0)
 SMALL = ViTConfig((4, 6), patch=2, channels=2, classes=3, width=8, depth=2, heads=2, mlp=12)
 CHOICES = [
     *(dict(positions=kind) for kind in KINDS),
+    dict(positions="relative", pool="average"),
     dict(positions="relative", pool="average", registers=1),
     dict(positions="2d", pool="average"),
     dict(head="mlp"),

@@ -1,7 +1,8 @@
 """What the parity tests share: the reference vectors, tinyvit's side of a comparison, the measure of error.
 
-Runs without PyTorch. `vectors.npz` holds what PyTorch computed: `about` (JSON: PyTorch's version, each case's
-configuration and recipe) and arrays named `<case>/<field>`.
+Runs without PyTorch. `vectors.npz` (the plain ViT, trained by AdamW) and `vectors-models.npz` (its choices and the
+other models, trained by SGD) hold what PyTorch computed: `about` (JSON: PyTorch's version, each case's configuration
+and recipe) and arrays named `<case>/<field>`.
 """
 
 import json
@@ -11,21 +12,33 @@ from pathlib import Path
 import numpy as np
 
 from tinyvit import functional as F
-from tinyvit.models import ViT, ViTConfig
+from tinyvit import models
+from tinyvit.nn import evaluating
 from tinyvit.optim import warmup_cosine
+from tinyvit.tensor import no_grad
 
 FILE = Path(__file__).with_name("vectors.npz")
+MODELS_FILE = Path(__file__).with_name("vectors-models.npz")
+
+
+def build(kind="vit", **fields):
+    """tinyvit's model of a kind, with its configuration's fields."""
+    if kind == "igpt":  # no classifier, so not among `models.MODELS`
+        return models.ImageGPT(models.ImageGPTConfig(**fields))
+    return models.build(models.from_dict({"kind": kind} | fields))
 
 
 @dataclass
 class Case:
     """One model, a pool of images, and what PyTorch makes of them.
 
-    config: ViTConfig's fields. recipe: smoothing, steps, lr, warmup, betas, eps, weight_decay, clip.
-    weights: {path: float32 array}. pixels: (M, h, w, C) uint8. labels: (M,) int64.
+    config: the arguments of `build`.
+    recipe: smoothing, steps, lr, warmup, weight_decay, clip; for AdamW betas and eps, for SGD momentum.
+    weights: {path: float32 array}. pixels: (M, h, w, C) uint8, for Image GPT (M, h, w). labels: (M,) int64.
     batches: (steps, B), places in the pool.
-    logits (B, K), loss and gradients {path: array}: of the first batch, in float64.
-    losses: (steps,), before each step of AdamW, in float64 too, so that PyTorch's own rounding does not show.
+    logits (B, K), loss and gradients {path: array}: of the first batch, in float64 (`gradients` may be rounded).
+    losses: (steps,), before each step of the optimiser, in float64 too, so that PyTorch's own rounding does not show.
+    trained: (B, K), logits of the first batch after these steps, in eval mode.
     """
 
     name: str
@@ -39,16 +52,20 @@ class Case:
     loss: float = None
     gradients: dict = None
     losses: np.ndarray = None
+    trained: np.ndarray = None
 
     def model(self, dtype=np.float32):
-        """tinyvit's ViT with these weights."""
-        model = ViT(ViTConfig(**self.config))
+        """tinyvit's model with these weights."""
+        model = build(**self.config)
         model.load_state_dict(self.weights)
         return model.astype(dtype)
 
     def batch(self, step=0):
-        """(images float32, labels) of a step. Division by a power of two is exact, so no machine differs."""
+        """(images float32, labels) of a step. Division by a power of two is exact, so no machine differs. For Image GPT
+        the pixels are both."""
         places = self.batches[step]
+        if self.config.get("kind") == "igpt":
+            return self.pixels[places], self.pixels[places]
         return self.pixels[places].astype(np.float32) / 128 - 1, self.labels[places]
 
     def run(self):
@@ -61,6 +78,10 @@ class Case:
         """The recipe's arguments for AdamW."""
         return {name: self.recipe[name] for name in ("weight_decay", "betas", "eps")}
 
+    def sgd(self):
+        """The recipe's arguments for SGD."""
+        return {name: self.recipe[name] for name in ("weight_decay", "momentum")}
+
 
 def write(cases, torch_version, file=FILE):
     """Save the cases. The same cases give the same bytes: np.savez stamps no time of day."""
@@ -68,8 +89,9 @@ def write(cases, torch_version, file=FILE):
     about = {"torch": torch_version, "cases": described}
     arrays = {"about": np.array(json.dumps(about, indent=1))}
     for c in cases:
-        for field in ("pixels", "labels", "batches", "logits", "loss", "losses"):
-            arrays[f"{c.name}/{field}"] = np.asarray(getattr(c, field))
+        for field in ("pixels", "labels", "batches", "logits", "loss", "losses", "trained"):
+            if getattr(c, field) is not None:
+                arrays[f"{c.name}/{field}"] = np.asarray(getattr(c, field))
         for field in ("weights", "gradients"):
             for path, array in getattr(c, field).items():
                 arrays[f"{c.name}/{field}/{path}"] = array
@@ -93,23 +115,36 @@ def read(file=FILE):
     return cases
 
 
-def random_weights(config, seed):
+def random_weights(model, seed):
     """Weights at which everything counts: no zero head, gains that differ, attention with preferences."""
     rng = np.random.default_rng(seed)
     weights = {}
-    for name, array in ViT(config).state_dict().items():
-        deviation = 1.5 * array.shape[0] ** -0.5 if name.endswith("weight") else 0.3
-        draw = deviation * rng.standard_normal(array.shape) + name.endswith("gamma")
-        weights[name] = draw.astype(np.float32)
-    return weights
+    for name, array in model.state_dict().items():
+        inputs = array.size // array.shape[-1]  # of a matrix, or of a convolution's filter
+        deviation = 1.5 * inputs**-0.5 if name.endswith("weight") else 0.3
+        draw = deviation * rng.standard_normal(array.shape) + name.endswith(("gamma", "sharpness", "variance"))
+        weights[name] = np.abs(draw) if name.endswith("variance") else draw
+    return {name: draw.astype(np.float32) for name, draw in weights.items()}
 
 
 def results(model, images, labels, smoothing):
-    """tinyvit's (logits (B, K), loss, {path: gradient}) for one batch, as arrays."""
+    """tinyvit's (logits (…, K), loss, {path: gradient}) for one batch, as arrays."""
     logits = model(images)
-    loss = F.cross_entropy(logits, labels, smoothing)
+    loss = cross_entropy(logits, labels, smoothing)
     loss.backward()
-    return logits.numpy(), loss.item(), {name: p.grad for name, p in model.named_parameters()}
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return logits.numpy(), loss.item(), gradients
+
+
+def cross_entropy(logits, labels, smoothing):
+    """The mean over images, or over all pixels of them: logits (B, K) or (B, N, K)."""
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), smoothing)
+
+
+def evaluate(model, images):
+    """tinyvit's logits in eval mode, an array."""
+    with no_grad(), evaluating():
+        return model(images).numpy()
 
 
 def train(model, optimizer, batches, rates, smoothing, clip):
@@ -117,7 +152,7 @@ def train(model, optimizer, batches, rates, smoothing, clip):
     losses = []
     for (images, labels), rate in zip(batches, rates, strict=True):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels, smoothing)
+        loss = cross_entropy(model(images), labels, smoothing)
         loss.backward()
         optimizer.clip_gradients(clip)
         optimizer.step(rate)

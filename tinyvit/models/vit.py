@@ -127,7 +127,7 @@ class ViTConfig:
         if self.positions == "2d":
             shapes |= {"positions.rows": (rows, 1, self.width // 2), "positions.columns": (1, cols, self.width // 2)}
         if self.positions == "relative":
-            count = (2 * rows - 1) * (2 * cols - 1) + 3
+            count = (2 * rows - 1) * (2 * cols - 1) + (3 if self.prefix else 0)  # see `shifts`, nn/positions.py
             shapes["blocks.0.attention.shifts"] = (count, self.width // self.heads)
         if self.registers:
             shapes["registers"] = (1, self.registers, self.width)

@@ -74,7 +74,8 @@ def sincos_2d(rows, cols, width):
     column x and row y, counted from 0. Raises ValueError unless D is a multiple of 4.
 
     A shift by one column turns each pair (sin, cos) by an angle that is the same everywhere, so a linear map can
-    compute it: relative positions are there to be read. Order of the parts as in MoCo v3.
+    compute it: relative positions are there to be read. (MoCo v3's own code has x first by name, but row-major patches
+    make it the row.)
     """
     if width % 4:
         raise ValueError(f"sines and cosines of two coordinates need a width that is a multiple of 4, got {width}")
