@@ -10,6 +10,7 @@ from scipy.ndimage import zoom
 
 from tinyvit import functional, nn
 from tinyvit.models import ViT, ViTConfig, at_resolution
+from tinyvit.models.hybrid import Hybrid, HybridConfig
 from tinyvit.nn.positions import KINDS
 from tinyvit.nn.resolution import MODES, interpolate, interpolation_matrix
 
@@ -242,6 +243,24 @@ def test_a_new_head_is_zero_and_linear():
 def test_sizes_that_do_not_fit(size, options, message):
     with pytest.raises(ValueError, match=message):
         at_resolution(trained(), size, **options)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_hybrid(norm):
+    """Its feature map grows with the image; what batch norm has measured goes along."""
+    hybrid = Hybrid(HybridConfig((8, 8), width=8, depth=1, heads=2, mlp=8, blocks=(1, 1), widths=(2, 4), norm=norm))
+    rng = np.random.default_rng(0)
+    for _, p in hybrid.named_parameters():
+        p.data = np.abs(rng.normal(0, 0.3, p.shape))
+    hybrid.eval()
+    x = rng.standard_normal((2, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_array_equal(at_resolution(hybrid, 8)(x).data, hybrid(x).data)
+    other = at_resolution(hybrid, (16, 11), "bicubic", classes=3)
+    assert other.config.grid == (8, 6) and other(np.zeros((2, 16, 11, 1))).shape == (2, 3)
+    assert all(
+        name.startswith("head.") or name == "positions.table" or np.array_equal(values, hybrid.state_dict()[name])
+        for name, values in other.state_dict().items()
+    )
 
 
 def test_a_model_without_positions_is_named():

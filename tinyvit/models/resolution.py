@@ -18,9 +18,7 @@ from tinyvit.nn.resolution import interpolate
 def enlarged(config, image_size, **changes):
     """The configuration of a ViT or a hybrid for images of another size. Raises ValueError where patches do not fit."""
     sides = image_size if np.iterable(image_size) else (image_size, image_size)
-    P = (
-        config.image_size[0] // config.grid[0]
-    )  # a patch's side in pixels; a hybrid's is that of all its strides together
+    P = config.patch if config.pixels == config.image_size else 1  # a hybrid's map rounds up: any image has one
     if any(side % P for side in sides):
         raise ValueError(
             f"patches keep their size, so both sides must be multiples of {P} pixels, got {'×'.join(map(str, sides))}; "
