@@ -1,7 +1,27 @@
 """Image GPT on handwritten digits: learn to guess the next pixel, then see what that has taught.
 
-    python examples/image_gpt.py [--seed 0] [--data digits] [--picture image-gpt.png]
+    python examples/image_gpt.py [--seed 0] [--picture image-gpt.png]
 
+A causal Transformer with 61,745 parameters reads 1,197 digits of 8×8 pixels and 17 grey levels, 120 times, without a
+label. Seeds 0 to 2, mean ± standard deviation; each run takes less than 4 minutes, half of it pre-training, on one core
+of an AMD EPYC VM (two shared cores, Python 3.11, NumPy 2.4.6).
+
+    bits per pixel                  validation        test
+    Image GPT                       1.773 ± 0.007     1.802 ± 0.008
+    each pixel's own histogram      2.425             2.420           so 26.9 % and 25.5 % fewer
+
+    linear probe, test accuracy     100 labels        1,197 labels
+    raw pixels                      78.6              96.1
+    mean of tokens (Chen et al.)    68.7 ± 1.0        92.0 ± 0.7
+        of an untrained network     25.0 ± 2.1        62.2 ± 5.0
+    mean of each row of tokens      80.6 ± 0.5        96.7 ± 0.2
+        of an untrained network     56.5 ± 0.6        81.1 ± 0.4
+
+    all of the network trained on the labels, 20 epochs: 89.5 ± 2.2 after pre-training, 55.0 ± 5.2 from scratch
+
+The mean of all tokens forgets where things were, and on digits so small place is most of what raw pixels know: it stays
+below them. Averaged row by row, the features are better than pixels in all three seeds, by little: with 100 labels on
+five to nine of the 360 test images, with all of them on one to three. (Layer and penalty are chosen on validation.)
 """
 
 import argparse
@@ -20,73 +40,76 @@ from tinyvit.models import (
     next_pixel,
 )
 from tinyvit.train import classify, linear_probe, pretrain
-from tinyvit.viz.figure import BLUE, ORANGE, WIDTH, Picture, save, styled
+from tinyvit.viz.figure import BLUE, INK, ORANGE, WIDTH, Picture, save, styled
 
-#                   side  levels  width depth heads MLP  dropout epochs batch lr   images
-SETTINGS = {
-    "digits": dict(size=None, levels=17, width=48, depth=3, heads=4, mlp=96, dropout=0.1, epochs=120, batch_size=64,
-                   lr=4e-3, weight_decay=1.0, images=None),
-    "mnist": dict(size=14, levels=8, width=64, depth=4, heads=4, mlp=128, dropout=0.0, epochs=6, batch_size=64,
-                  lr=3e-3, weight_decay=0.1, images=5000),
-}  # fmt: skip
 LABELS = (100, None)  # how many labelled images a probe gets; None: all
+STRENGTHS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 
 
-def main(data="digits", seed=0, epochs=None, images=None, picture=None, threads=None):
-    """Returns (bits per pixel, those of the histograms, {labels: (probe of the pixels, probes of the layers)})."""
-    s = SETTINGS[data] | {name: value for name, value in dict(epochs=epochs, images=images).items() if value}
-    dataset = tv.data.load(data, image_size=s["size"])
+def main(seed=0, epochs=120, images=None, picture=None, threads=None):
+    """`images` takes only so many for training.
+
+    Returns (bits per pixel, those of the histograms, {labels: {what is probed: a Probe for each layer}}).
+    """
+    dataset = tv.data.load("digits")
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
-    splits["train"] = splits["train"][: s["images"]]
-    palette = Palette.grey(s["levels"])
+    splits["train"] = splits["train"][:images]
+    palette = Palette.grey(17)  # the digits' own levels, so that nothing is lost
     pixels = {name: palette.encode(split.images) for name, split in splits.items()}
-    labels = {name: split.labels for name, split in splits.items()}
 
-    # 1. Pre-train, without a label
-    baseline = marginal_bits_per_pixel(pixels["train"], pixels["validation"], len(palette))
-    h, w = pixels["train"].shape[1:]
-    fields = {name: s[name] for name in ("width", "depth", "heads", "mlp", "dropout")}
-    gpt = ImageGPT(ImageGPTConfig((h, w), len(palette), **fields), seed)
-    start = time.perf_counter()
+    config = ImageGPTConfig((8, 8), len(palette), width=48, depth=3, heads=4, mlp=96, dropout=0.1)
+    gpt, start = ImageGPT(config, seed), time.perf_counter()
     pretrain(
         gpt, splits["train"], next_pixel, lambda images, _: (palette.encode(images),) * 2, seed=seed, threads=threads,
-        epochs=s["epochs"], batch_size=s["batch_size"], lr=s["lr"], weight_decay=s["weight_decay"],
-        validate=lambda model: model.bits_per_pixel(pixels["validation"][:1000]),
+        epochs=epochs, lr=4e-3, weight_decay=1.0, validate=lambda model: model.bits_per_pixel(pixels["validation"]),
     )  # fmt: skip
-    bits = gpt.bits_per_pixel(pixels["validation"])
-    print(f"{gpt.parameter_count():,} parameters, {s['epochs']} epochs in {time.perf_counter() - start:.0f} s")
-    print(f"bits per pixel, validation: {bits:.3f}; each pixel's own histogram {baseline:.3f}; {1 - bits / baseline:.1%} less")
+    print(f"{gpt.parameter_count():,} parameters, {epochs} epochs in {time.perf_counter() - start:.0f} s")
+    bits, baseline = {}, {}
+    for name in ("validation", "test"):
+        bits[name] = gpt.bits_per_pixel(pixels[name])
+        baseline[name] = marginal_bits_per_pixel(pixels["train"], pixels[name], len(palette))
+        print(f"bits per pixel, {name}: {bits[name]:.3f}; each pixel's own histogram {baseline[name]:.3f}; "
+              f"{1 - bits[name] / baseline[name]:.1%} less", flush=True)  # fmt: skip
 
-    # 2. Probe each layer; the layer is chosen on validation, and only the chosen one sees the test images
-    features = {name: gpt.features(x) for name, x in pixels.items()}
-    curves = {}
-    for count in LABELS:
-        raw = probe({name: split.images.reshape(len(split), -1) for name, split in splits.items()}, labels, count)
-        layers = [probe({name: f[i] for name, f in features.items()}, labels, count) for i in range(s["depth"] + 1)]
-        best = max(range(len(layers)), key=lambda i: layers[i].validation_accuracy)
-        curves[count or len(labels["train"])] = raw, layers
-        print(f"linear probe on {count or len(labels['train']):,} labelled images, validation: pixels "
-              f"{raw.validation_accuracy:.2%}, layers 0 to {s['depth']}: "
-              + ", ".join(f"{p.validation_accuracy:.2%}" for p in layers))  # fmt: skip
-        print(f"    test: pixels {raw.test_accuracy:.2%}, layer {best} {layers[best].test_accuracy:.2%}")
-
-    # 3. Fine-tune on the labels, and the same network from scratch
-    for name, body in (("fine-tuned", copy.deepcopy(gpt)), ("from scratch", ImageGPT(gpt.config, seed))):
-        accuracy = finetune(body, palette, splits, pixels, seed, max(1, s["epochs"] // 4), threads)
-        print(f"{name}: test {accuracy:.2%}")
+    probes = {count or len(splits["train"]): probe_all(gpt, ImageGPT(config, seed), splits, pixels, count)
+              for count in LABELS}  # fmt: skip
     if picture:
-        save(draw(gpt, palette, pixels["test"], curves), picture)
-    return bits, baseline, curves
+        save(draw(gpt, palette, pixels["test"], probes), picture)
+    for name, body in (("fine-tuned", copy.deepcopy(gpt)), ("from scratch", ImageGPT(config, seed))):
+        accuracy = finetune(body, palette, splits, pixels, seed, -(-epochs // 6), threads)
+        print(f"all of the network, {name}: test {accuracy:.2%}", flush=True)
+    return bits["validation"], baseline["validation"], probes
 
 
-def probe(features, labels, count):
-    """A linear probe on the first `count` training images."""
+def probe_all(gpt, untrained, splits, pixels, count):
+    """Linear probes on the first `count` training images. The layer is chosen on validation."""
     few = slice(count)
-    return linear_probe(
-        (features["train"][few], labels["train"][few]),
-        (features["validation"], labels["validation"]),
-        (features["test"], labels["test"]),
-    )
+
+    def probe(features):
+        return linear_probe(
+            (features["train"][few], splits["train"].labels[few]),
+            (features["validation"], splits["validation"].labels),
+            (features["test"], splits["test"].labels),
+            strengths=STRENGTHS,
+        )
+
+    probes = {"raw pixels": [probe({name: split.images.reshape(len(split), -1) for name, split in splits.items()})]}
+    for who, model in (("", gpt), (", untrained network", untrained)):
+        layers = {name: model.features(x) for name, x in pixels.items()}
+        for what, pool in (("mean of tokens", lambda f: f.mean(axis=1)), ("mean of each row", flat)):
+            probes[what + who] = [
+                probe({name: pool(f[i]) for name, f in layers.items()}) for i in range(gpt.config.depth + 1)
+            ]
+    for name, row in probes.items():
+        best = max(row, key=lambda p: p.validation_accuracy)
+        by_layer = ", ".join(f"{p.validation_accuracy:.2%}" for p in row)
+        print(f"{count or 'all'} labels, {name:35} test {best.test_accuracy:.2%}; validation by layer {by_layer}",
+              flush=True)  # fmt: skip
+    return probes
+
+
+def flat(features):
+    return features.reshape(len(features), -1)
 
 
 def finetune(gpt, palette, splits, pixels, seed, epochs, threads):
@@ -106,14 +129,15 @@ def finetune(gpt, palette, splits, pixels, seed, epochs, threads):
 @styled
 def draw(gpt, palette, pixels, curves, columns=10):
     """Samples; completions of upper halves beside the truth; the probe by layer."""
-    rng = np.random.default_rng(0)
-    upper = pixels[:columns, : pixels.shape[1] // 2]
-    hidden = np.full_like(pixels[:columns, pixels.shape[1] // 2 :], len(palette) // 3)
-    rows = {f"sample {i + 1}": gpt.sample(columns, rng) for i in range(3)}
-    rows |= {"truth": pixels[:columns], "given": np.concatenate([upper, hidden], axis=1)}
-    rows |= {f"completed {i + 1}": gpt.complete(upper, rng) for i in range(3)}
-    figure = Picture(figsize=(WIDTH, 7.4))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(4.9, 2.5))
+    rng, truth, half = np.random.default_rng(0), pixels[:columns], pixels.shape[1] // 2
+    given = truth.copy()
+    given[:, half:] = len(palette) // 3
+    samples = gpt.sample(3 * columns, rng).reshape(3, *truth.shape)
+    completed = gpt.complete(np.tile(truth[:, :half], (3, 1, 1)), rng).reshape(3, *truth.shape)
+    rows = {f"sample {i + 1}": row for i, row in enumerate(samples)} | {"truth": truth, "given": given}
+    rows |= {f"completed {i + 1}": row for i, row in enumerate(completed)}
+    figure = Picture(figsize=(WIDTH, 7.8))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(4.9, 2.9))
     top.suptitle("Image GPT: drawn pixel by pixel, and completed from a given upper half")
     for i, (name, row) in enumerate(rows.items()):
         for j, image in enumerate(palette.decode(row)):
@@ -124,21 +148,23 @@ def draw(gpt, palette, pixels, curves, columns=10):
             axes.spines[:].set_visible(False)
             if j == 0:
                 axes.set_ylabel(name, rotation=0, ha="right", va="center")
-    axes = bottom.add_subplot()
-    for (count, (raw, layers)), colour in zip(curves.items(), (ORANGE, BLUE), strict=True):
-        axes.plot([100 * p.validation_accuracy for p in layers], "o-", color=colour, label=f"{count:,} labels")
-        axes.axhline(100 * raw.validation_accuracy, color=colour, linestyle=":", label=f"raw pixels, {count:,} labels")
-    axes.set(xlabel="layer", ylabel="accuracy on validation, %", xticks=range(len(layers)), title="Linear probe by layer")
-    axes.legend()
+    (a, b), names = bottom.subplots(1, 2, sharey=True), ("mean of tokens", "mean of each row")
+    for axes, (count, probes) in zip((a, b), curves.items(), strict=True):
+        for name, colour in zip(names, (ORANGE, BLUE), strict=True):
+            for who, style in (("", "o-"), (", untrained network", "o:")):
+                accuracies = [100 * p.validation_accuracy for p in probes[name + who]]
+                axes.plot(accuracies, style, color=colour, label=name + who.removesuffix(" network"), markersize=3)
+        axes.axhline(100 * probes["raw pixels"][0].validation_accuracy, color=INK, linestyle="--", label="raw pixels")
+        axes.set(xlabel="layer", xticks=range(len(accuracies)), title=f"Linear probe, {count:,} labels")
+    a.set_ylabel("accuracy on validation, %")
+    bottom.legend(*b.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=SETTINGS, default="digits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--images", type=int)
+    parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--picture")
     parser.add_argument("--threads", type=int)
     main(**vars(parser.parse_args()))

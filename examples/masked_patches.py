@@ -1,7 +1,21 @@
 """Masked patch prediction, the paper's own self-supervision: hide half of a digit and ask for the colours.
 
-    python examples/masked_patches.py [--seeds 3] [--data digits]
+    python examples/masked_patches.py [--seeds 3]
 
+A ViT of the preset `digits` is pre-trained on 1,197 images without a label. Then a linear probe reads its tokens,
+beside those of the same ViT with random weights. Test accuracy in %, mean and standard deviation over seeds 0 to 2:
+
+                                 100 labels        1,197 labels
+    random     class token      36.9 ± 1.4        65.8 ± 1.6
+               mean of patches  36.2 ± 0.4        68.4 ± 1.5
+    pre-trained class token     56.8 ± 2.5        83.0 ± 2.1
+               mean of patches  56.5 ± 2.6        85.1 ± 2.0
+    raw pixels                  78.6              96.1
+
+So hidden colours teach something about digits, of which nobody said that there are ten. But it is not all that a probe
+needs: on images so small the 64 pixels themselves are the better features. (It guesses 61 % of the hidden colours;
+always saying the commonest, black, 43 %.) Pre-training takes about 30 s a seed on one core; measured on an AMD EPYC VM,
+two shared cores, Python 3.11, NumPy 2.4.6.
 """
 
 import argparse
@@ -16,28 +30,22 @@ from tinyvit.models import MaskedPatches, masked_colours, mean_colours
 from tinyvit.nn import evaluating
 from tinyvit.train import linear_probe, pretrain
 
-#                preset  epochs, training images (None: all)
-SETTINGS = {
-    "digits": dict(preset="digits", epochs=150, batch_size=64, lr=2e-3, images=None),
-    "mnist": dict(preset="mnist", epochs=10, batch_size=128, lr=2e-3, images=10_000),
-}
 LABELS = (100, None)  # how many labelled images a probe gets; None: all
 
 
-def main(data="digits", seeds=3, epochs=None, images=None, threads=None):
-    """Returns {(labels, which model, which tokens): mean test accuracy}."""
-    s = SETTINGS[data] | {name: value for name, value in dict(epochs=epochs, images=images).items() if value}
-    dataset = tv.data.load(data)
+def main(seeds=3, epochs=150, images=None, threads=None):
+    """`images` takes only so many for training. Returns {(labels, which model, which tokens): mean test accuracy}."""
+    dataset = tv.data.load("digits")
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
-    splits["train"] = splits["train"][: s["images"]]
+    splits["train"] = splits["train"][:images]
     results = []
     for seed in range(seeds):
-        fresh = tv.vit(s["preset"], seed)
+        fresh = tv.vit("digits", seed)
         vit, start = copy.deepcopy(fresh), time.perf_counter()
-        history = learn(vit, dataset, splits["train"], s, seed, threads)
+        history = learn(vit, dataset, splits["train"], epochs, seed, threads)
         common = np.bincount(mean_colours(splits["train"].images, vit.config.patch).ravel()).max()
         common /= splits["train"].images[..., 0].size / vit.config.patch**2
-        print(f"seed {seed}: {s['epochs']} epochs in {time.perf_counter() - start:.0f} s; of the hidden colours "
+        print(f"seed {seed}: {epochs} epochs in {time.perf_counter() - start:.0f} s; of the hidden colours "
               f"{history[-1]['accuracy']:.1%} right, always guessing the commonest {common:.1%}")  # fmt: skip
         results.append({})
         for count in LABELS:
@@ -55,15 +63,15 @@ def main(data="digits", seeds=3, epochs=None, images=None, threads=None):
     return {key: np.mean([result[key].test_accuracy for result in results]) for key in results[0]}
 
 
-def learn(vit, dataset, split, s, seed, threads):
+def learn(vit, dataset, split, epochs, seed, threads):
     """Pre-train `vit` in place, without a label."""
 
     def prepare(images, _):
         return normalise(images, dataset.mean, dataset.std), mean_colours(images, vit.config.patch)
 
     return pretrain(
-        MaskedPatches(vit, seed), split, masked_colours, prepare, epochs=s["epochs"], batch_size=s["batch_size"],
-        lr=s["lr"], augment=AUGMENTS[dataset.name], seed=seed, threads=threads,
+        MaskedPatches(vit, seed), split, masked_colours, prepare, epochs=epochs, lr=2e-3, augment=AUGMENTS["digits"],
+        seed=seed, threads=threads,
     )  # fmt: skip
 
 
@@ -90,9 +98,7 @@ def probe(features, splits, count):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=SETTINGS, default="digits")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--images", type=int)
+    parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--threads", type=int)
     main(**vars(parser.parse_args()))

@@ -27,8 +27,7 @@ def test_thirty_lines(capsys):
 
 
 def test_design_choices():
-    lines = run("design_choices", "image_gpt", "masked_patches",
-        "heads", "--epochs", "1", "--seeds", "1").splitlines()
+    lines = run("design_choices", "heads", "--epochs", "1", "--seeds", "1").splitlines()
     assert [line.split(" | ")[0] for line in lines[3:]] == [
         "| class token, linear", "| class token, one hidden layer", "| average of patches, linear",
         "| class token and 4 registers",
@@ -71,18 +70,28 @@ def test_pixel_attention(tmp_path, monkeypatch):
 
 
 def test_image_gpt(tmp_path):
-    bits, baseline, curves = load("image_gpt")["main"](epochs=1, images=128, picture=tmp_path / "image-gpt.png")
-    assert 2 < bits < np.log2(17) and 2 < baseline < 3 and list(curves) == [100, 128]
+    bits, baseline, curves = load("image_gpt")["main"](epochs=1, images=64, picture=tmp_path / "image-gpt.png")
+    assert 2 < bits < np.log2(17) and 2 < baseline < 3 and list(curves) == [100, 64]
     assert (tmp_path / "image-gpt.png").stat().st_size > 10_000
 
 
 def test_masked_patches():
-    accuracies = load("masked_patches")["main"](epochs=1, images=128, seeds=1)
+    accuracies = load("masked_patches")["main"](epochs=1, images=64, seeds=1)
     assert len(accuracies) == 2 * (2 * 2 + 1) and all(0.1 < accuracy <= 1 for accuracy in accuracies.values())
+
+
+def test_higher_resolution(tmp_path, capsys):
+    example = load("higher_resolution")
+    recipe = example["replace"](example["SETTINGS"]["digits"].small, epochs=1)
+    setting = example["Setting"](recipe, 8, 16, images=64, budgets={1: (0.03, 0.2, 4e-3)})
+    (results,) = example["main"](seeds=1, picture=tmp_path / "positions.png", setting=setting)
+    assert len(results) == 1 + 3 * 3 + 3 and len(capsys.readouterr().out.splitlines()) == 1 + len(results)
+    assert results["length of a position, corners"] < results["length of a position, bicubic"] < 1
+    assert (tmp_path / "positions.png").stat().st_size > 10_000
 
 
 def test_no_example_is_forgotten():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
-        "augmented_convolution", "convolution_from_attention", "design_choices", "image_gpt", "masked_patches",
-        "pixel_attention", "thirty_lines",
+        "augmented_convolution", "convolution_from_attention", "design_choices", "higher_resolution", "image_gpt",
+        "inductive_bias", "inductive_bias_report", "masked_patches", "pixel_attention", "thirty_lines",
     }  # fmt: skip

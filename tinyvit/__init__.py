@@ -9,14 +9,14 @@ Reading order, which is also import order; each file opens with what it teaches:
     kernels/         the hot loops: what they compute in NumPy, how they run fast in Numba
     ops.py           primitives: arithmetic, reductions, shapes, matmul
     convolution.py   the ops of a convolutional network: convolution, norms, pooling
-    functional.py    softmax, GELU, layer norm, attention, cross-entropy, convolution
-    nn/              layers: Linear, LayerNorm, MultiHeadSelfAttention, MLP, EncoderBlock, PatchEmbedding
+    functional.py    softmax, GELU, layer norm, attention, cross-entropy
+    nn/              layers: Linear, LayerNorm, MultiHeadSelfAttention, MLP, EncoderBlock; convolutions; positions
     optim.py         AdamW and SGD over one flat buffer; the learning-rate schedule
-    models/          vit.py: the Vision Transformer
-    data/            digits, MNIST, CIFAR, your folder; augmentation; batches
-    train/           recipes, threads, checkpoints, the loop
+    models/          the Vision Transformer, and what it is compared with: ResNet, hybrid, Image GPT and more
+    data/            digits, MNIST, CIFAR, your folder; augmentation; batches; palettes
+    train/           recipes, threads, checkpoints, the loop; fine-tuning; training without labels
     classifier.py    a trained model that reads image files
-    interpret.py     what a trained ViT looks at, as arrays
+    interpret.py     what a trained ViT has learned and what it looks at, as arrays
     viz/             the same as pictures
     bench/           how fast a training step is, beside PyTorch and beside its matrix products alone
     cli/             the `tinyvit` command

@@ -1,5 +1,15 @@
-"""The models, a file each: what all have in common (`model.py`); the Vision Transformer (`vit.py`), equations 1 to 4 of
-the paper with the choices that it compares."""
+"""The models, a paper or an idea each. In reading order:
+
+    model           what all classifiers of images have in common
+    vit             the Vision Transformer: equations 1 to 4 of the paper, with the choices that it compares
+    resnet          the convolutional network that it is compared with
+    hybrid          a ViT on the ResNet's feature map
+    resolution      a trained ViT for larger images: positions, interpolated
+    conv_attention  attention that can be a convolution, by position alone
+    augmented       convolution and attention side by side
+    igpt            learning images by guessing the next pixel
+    masked          learning images by guessing the colours of hidden patches
+"""
 
 from dataclasses import asdict
 
@@ -43,8 +53,8 @@ def build(config, seed=0):
 
 
 __all__ = [
-    "AugmentedConfig", "AugmentedNet", "Hybrid", "HybridConfig", "ImageGPT", "ImageGPTClassifier", "ImageGPTConfig", "ImageModel", "MODELS",
-    "MaskedPatches", "PRESETS", "QuadraticConfig", "QuadraticNet", "ResNet", "ResNetConfig", "ViT", "ViTConfig",
-    "at_resolution", "attention_from_convolution", "build", "from_dict", "marginal_bits_per_pixel",
-    "masked_colours", "mean_colours", "next_pixel", "to_dict", "vit",
+    "AugmentedConfig", "AugmentedNet", "Hybrid", "HybridConfig", "ImageGPT", "ImageGPTClassifier", "ImageGPTConfig",
+    "ImageModel", "MODELS", "MaskedPatches", "PRESETS", "QuadraticConfig", "QuadraticNet", "ResNet", "ResNetConfig",
+    "ViT", "ViTConfig", "at_resolution", "attention_from_convolution", "build", "from_dict",
+    "marginal_bits_per_pixel", "masked_colours", "mean_colours", "next_pixel", "to_dict", "vit",
 ]  # fmt: skip

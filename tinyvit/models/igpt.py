@@ -101,17 +101,19 @@ class ImageGPT(Module):
         return self.norm(self._blocks(self.checked(pixels)[:, :-1])[-1])
 
     def features(self, pixels, batch_size=64):
-        """What each layer holds of an image, for a linear probe (Chen et al. section 2.4): L + 1 arrays (B, D).
+        """What each layer holds of an image, for a linear probe: L + 1 arrays (B, height, D).
 
-        Entry l is the mean over the tokens of the layer norm that follows block l: nˡ = LN(hˡ), fˡ = mean of nˡ over
-        the tokens; entry 0 is before the first block. The last pixel is never read, as nothing comes after it.
+        Entry l is nˡ = LN(hˡ), the layer norm that follows block l (entry 0 is before the first block), averaged over
+        the tokens of each row of pixels. The mean over the rows too, `f.mean(axis=1)`, is what Chen et al. probe
+        (section 2.4). The last pixel is never read, as nothing comes after it.
         """
+        rows = (-1, *self.config.image_size, self.config.width)
         norms = [block.norm1 for block in self.blocks] + [self.norm]
         parts = []
         with no_grad(), evaluating(), Pool():
             for part in _parts(self.checked(pixels), batch_size):
                 layers = zip(norms, self._blocks(part[:, :-1]), strict=True)
-                parts.append([norm(h).mean(axis=1).data for norm, h in layers])
+                parts.append([norm(h).data.reshape(rows).mean(axis=2) for norm, h in layers])
         return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
     def bits_per_pixel(self, pixels, batch_size=64):

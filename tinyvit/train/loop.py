@@ -262,9 +262,9 @@ class Loop:
 
 
 def take_step(shards, optimizer, batch, lr, clip, where, diverged):
-    """Gradient of a batch (images, labels, smoothing, seed), clip, step. Returns (loss, images that were right, gradient
-    norm before clipping). Where one is not finite it raises TrainingError with the words `diverged(what)`, and the
-    parameters stay as they were."""
+    """Gradient of a batch (images, labels, smoothing, seed), clip, step. Returns (loss, images that were right,
+    gradient norm before clipping). Where one is not finite it raises TrainingError with the words `diverged(what)`, and
+    the parameters stay as they were."""
     loss, right = shards.gradient(*batch)
     with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for it
         norm = optimizer.clip_gradients(clip)
