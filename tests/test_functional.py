@@ -159,6 +159,7 @@ CASES = {
     "batch_norm, relu": (
         lambda *a: functional.batch_norm(*a, relu=True), lambda *a: relu(batch_norm(*a)), lambda:
         (leaf(3, 4, 4, 6), leaf(6), leaf(6))),
+    "add_relu": (functional.add_relu, lambda a, b: (a + b).relu(), lambda: (leaf(2, 3, 4), leaf(2, 3, 4))),
     "standardise": (functional.standardise, standardise, lambda: (leaf(3, 2, 4, 5),)),
     "max_pool": (
         lambda x: functional.max_pool(x, size=2), lambda x: pool(x, 2, 2, 0, ops.max), lambda: (leaf(2, 5, 4, 3),)),
@@ -330,6 +331,10 @@ def test_dropout_keeps_the_mean_and_its_mask():
         (lambda: functional.batch_norm(leaf(1, 2, 2, 4), leaf(4), leaf(3)), ValueError, r"gamma and beta \(C,\)"),
         (lambda: functional.standardise(leaf(3, 4)), ValueError, r"weight \(kh, kw, C, D\)"),
         (lambda: functional.max_pool(leaf(1, 2, 2, 1), size=3), ValueError, "does not fit"),
+        (lambda: functional.max_pool(leaf(1, 2, 2, 1), size=0), ValueError, "got size 0, stride 0 and padding 0"),
+        (lambda: functional.max_pool(leaf(2, 2, 1), size=1), ValueError, r"pooling needs x \(B, h, w, C\)"),
+        (lambda: functional.max_pool(leaf(1, 4, 4, 1), size=2, padding=2), ValueError, "padding below the size"),
+        (lambda: functional.average_pool(leaf(1, 2, 2, 1), size=1, stride=0), ValueError, "stride 0"),
     ],
 )
 def test_errors(mistake, error, message):

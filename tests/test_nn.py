@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tinyvit import Tensor, gradcheck, nn
+from tinyvit.nn.positions import shifts
 
 rng = np.random.default_rng(0)
 
@@ -34,7 +35,7 @@ MODULES = {
     "LearnedPositions": (lambda: Added(nn.LearnedPositions(5, 4, rng)), lambda: leaf(2, 5, 4)),
     "LearnedPositions2D": (lambda: Added(nn.LearnedPositions2D((2, 3), 1, 4, rng)), lambda: leaf(2, 7, 4)),
     "SinCosPositions": (lambda: Added(nn.SinCosPositions((2, 3), 0, 8)), lambda: leaf(2, 6, 8)),
-    "RelativeSelfAttention": (lambda: nn.RelativeSelfAttention(6, 2, rng, (2, 3), 2), lambda: leaf(2, 8, 6)),
+    "RelativeSelfAttention": (lambda: nn.RelativeSelfAttention(6, 2, rng, shifts((2, 3), 2)), lambda: leaf(2, 8, 6)),
     "Conv2d": (lambda: nn.Conv2d(3, 4, 3, rng, stride=2), lambda: leaf(2, 5, 6, 3)),
     "StandardisedConv2d": (lambda: nn.StandardisedConv2d(3, 4, 3, rng, bias=False), lambda: leaf(2, 4, 5, 3)),
     "GroupNorm": (lambda: nn.GroupNorm(6, 3), lambda: leaf(2, 3, 4, 6)),

@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from tinyvit import kernels, ops
+from tinyvit import kernels, memory, ops
 from tinyvit.tensor import differentiable
 
 
@@ -18,29 +18,20 @@ from tinyvit.tensor import differentiable
 def conv2d(x, weight, bias, *, stride=1, padding=0):
     """Cross-correlation: images x (B, h, w, C), weight (kh, kw, C, D), bias (D,) or None -> (B, oh, ow, D).
 
-    Each window becomes a row (im2col), and the convolution one matrix product: memory for speed. Production
-    libraries form the windows tile by tile in cache (implicit GEMM). oh = (h + 2·padding - kh) // stride + 1.
+    Each output pixel is Σ over a window of kh·kw pixels around it, the same for all. stride: from a window to the next.
+    padding: pixels of zeros around the image. oh = (h + 2·padding - kh) // stride + 1. Raises ValueError for shapes
+    that do not fit.
     """
     if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]:
         raise ValueError("conv2d needs x (B, h, w, C) and weight (kh, kw, C, D) with one C")
-    kh, kw, _, width = weight.shape
+    kh, kw = weight.shape[:2]
     if min(x.shape[1] + 2 * padding - kh, x.shape[2] + 2 * padding - kw) < 0:
         raise ValueError(f"the window {kh}×{kw} does not fit into the image with padding {padding}")
-    windows = kernels.im2col(x, (kh, kw), stride, padding)  # (B, oh, ow, kh·kw·C)
-    rows, matrix = windows.reshape(-1, windows.shape[-1]), weight.reshape(-1, width)
-    y = rows @ matrix
-    if bias is not None:
-        y += bias
-    image_shape, window_shape, kernel_shape = x.shape, windows.shape, weight.shape
 
     def pullback(g, wanted):
-        g = g.reshape(-1, width)
-        dx = None
-        if wanted[0]:
-            dx = kernels.col2im((g @ matrix.T).reshape(window_shape), image_shape, (kh, kw), stride, padding)
-        return dx, (rows.T @ g).reshape(kernel_shape) if wanted[1] else None, g.sum(axis=0) if wanted[2] else None
+        return kernels.conv2d_backward(x, weight, g, stride, padding, wanted)
 
-    return y.reshape(*window_shape[:3], width), pullback
+    return kernels.conv2d(x, weight, bias, stride, padding), pullback
 
 
 @differentiable
@@ -48,7 +39,8 @@ def standardise(weight, *, eps=1e-10):
     """(w - mean) / √(variance + ε) of each output filter: weight (kh, kw, C, D), statistics over kh·kw·C.
 
     What a filter answers then no longer depends on its size, nor on the brightness of what it sees. ε as in BiT's
-    PyTorch code; the JAX code of BiT and ViT adds 1e-5 to the deviation instead. Source: Qiao et al. 2019, eq. 7.
+    PyTorch code; the JAX code of BiT and ViT adds 1e-5 to the deviation instead. Source: Qiao et al. 2019,
+    arXiv 1903.10520. Raises ValueError for a weight of another shape.
     """
     if weight.ndim != 4:
         raise ValueError("standardise needs a weight (kh, kw, C, D)")
@@ -86,7 +78,7 @@ def group_norm(x, gamma, beta, *, groups, eps=1e-6, relu=False):
 
     x (B, h, w, C), gamma and beta (C,), `groups` a divisor of C; `relu` puts max(·, 0) behind it. An image is
     normalised by itself, however many there are in the batch. ε as in the paper's code (Flax); PyTorch's default is
-    1e-5. Source: Wu and He 2018.
+    1e-5. Source: Wu and He 2018. Raises ValueError for shapes that do not fit and groups that do not divide C.
     """
     _feature_map(x, gamma, beta)
     return _normalise(x, gamma, beta, len(x), groups, eps, relu)[0]
@@ -110,22 +102,47 @@ def batch_norm(x, gamma, beta, statistics=None, *, eps=1e-5, relu=False, seen=No
         statistics: (mean, variance), arrays (C,), to normalise by; None for those of this batch, through which
             gradients flow too.
         relu: put max(·, 0) behind it.
-        seen: a list that receives this batch's mean and variance, arrays (C,).
+        seen: a list that receives this batch's mean and variance, arrays (C,); not where `statistics` are given.
 
-    ε as in PyTorch. Source: Ioffe and Szegedy 2015.
+    ε as in PyTorch. Source: Ioffe and Szegedy 2015. Raises ValueError for shapes that do not fit, and for the
+    statistics of no image.
     """
     if statistics is None:
         return _batch_norm(x, gamma, beta, eps=eps, relu=relu, seen=seen)
     mean, variance = statistics
-    y = (x - mean) * (gamma * (1 / np.sqrt(variance + eps))) + beta
+    scale = gamma * (1 / np.sqrt(variance + eps))
+    y = x * scale + (beta - scale * mean)  # libraries fold both into the convolution before
     return ops.relu(y) if relu else y
+
+
+@differentiable
+def add_relu(a, b):
+    """max(a + b, 0) for arrays of one shape: the end of a residual block, in one node."""
+    if a.shape != b.shape:
+        raise ValueError("add_relu needs two arrays of one shape")
+    y = memory.add(a, b)
+    np.maximum(y, 0, out=y)
+
+    def pullback(g):  # the same for both
+        passed = np.multiply(g, y > 0, out=memory.empty_like(g))
+        return passed, passed
+
+    return y, pullback
+
+
+def _check_window(x, size, stride, padding=0):
+    if x.ndim != 4 or not (size >= 1 and stride >= 1 and 0 <= padding < size):
+        raise ValueError(
+            f"pooling needs x (B, h, w, C), size and stride ≥ 1 and padding below the size, got size {size}, "
+            f"stride {stride} and padding {padding}"
+        )
+    if min(x.shape[1:3]) + 2 * padding < size:
+        raise ValueError(f"the window {size}×{size} does not fit into the image")
 
 
 def _taps(x, size, stride):
     """The pixels at the same place of each window, for each of size² places: arrays (B, oh, ow, C), views of x."""
     oh, ow = (x.shape[1] - size) // stride + 1, (x.shape[2] - size) // stride + 1
-    if min(oh, ow) < 1:
-        raise ValueError(f"the window {size}×{size} does not fit into the image")
     places = [(i, j) for i in range(size) for j in range(size)]
     return [x[:, i : i + stride * oh : stride, j : j + stride * ow : stride] for i, j in places]
 
@@ -135,9 +152,11 @@ def max_pool(x, *, size, stride=None, padding=0):
     """The largest number of each window, channel by channel: (B, h, w, C) -> (B, oh, ow, C).
 
     `stride` is the window's size if not given; outside of the image lies -∞. Of equal numbers the first gets the
-    gradient.
+    gradient. ResNets for ImageNet have one behind the stem, 3×3 with stride 2. Raises ValueError for a window that does
+    not fit.
     """
-    stride, shape = stride or size, x.shape
+    stride, shape = size if stride is None else stride, x.shape
+    _check_window(x, size, stride, padding)
     around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = np.pad(x, around, constant_values=-np.inf)
     y = functools.reduce(np.maximum, _taps(padded, size, stride))
@@ -156,8 +175,10 @@ def max_pool(x, *, size, stride=None, padding=0):
 @differentiable
 def average_pool(x, *, size, stride=None):
     """The mean of each window, channel by channel: (B, h, w, C) -> (B, oh, ow, C). `stride` is the window's size if not
-    given. (Over the whole image it is `x.mean(axis=(1, 2))`.)"""
-    stride, shape = stride or size, x.shape
+    given. (Over the whole image, as before a ResNet's head, it is `x.mean(axis=(1, 2))`.) Raises ValueError for a
+    window that does not fit."""
+    stride, shape = size if stride is None else stride, x.shape
+    _check_window(x, size, stride)
     y = functools.reduce(np.add, _taps(x, size, stride)) * x.dtype.type(1 / size**2)
 
     def pullback(g):

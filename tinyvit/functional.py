@@ -8,7 +8,15 @@ what is remembered for it.
 import numpy as np
 
 from tinyvit import kernels, ops
-from tinyvit.convolution import average_pool, batch_norm, conv2d, group_norm, max_pool, standardise  # noqa: F401
+from tinyvit.convolution import (  # noqa: F401, so that `functional` has all ops of a network under one name
+    add_relu,
+    average_pool,
+    batch_norm,
+    conv2d,
+    group_norm,
+    max_pool,
+    standardise,
+)
 from tinyvit.tensor import Tensor, differentiable
 
 
@@ -110,7 +118,7 @@ def biased_attention(qkv, bias, *, heads, maps=None):
     Args:
         qkv, heads, maps: as for `attention`.
         bias: broadcastable to (B, H, N, N), added to the scores. Relative positions are one, and a causal mask is one:
-            -∞ where token i must not read token j; each row needs an entry that is finite.
+            -∞ where token i must not read token j. A row of nothing but -∞ is NaN: a softmax over nothing.
 
     Returns (B, N, D). Here N × N scores stand in memory for all images at once; production kernels (FlashAttention)
     mask tile by tile and never hold them.

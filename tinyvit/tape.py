@@ -40,6 +40,7 @@ FLOPS = {
     "layer_norm": lambda ins, out: 8 * prod(out),
     "group_norm": lambda ins, out: 8 * prod(out),
     "batch_norm": lambda ins, out: 8 * prod(out),
+    "add_relu": lambda ins, out: 2 * prod(out),
     "standardise": lambda ins, out: 8 * prod(out),
     "max_pool": lambda ins, out: prod(ins[0]),
     "average_pool": lambda ins, out: prod(ins[0]),

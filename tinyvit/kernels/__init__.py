@@ -16,6 +16,7 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
     attention       softmax between two matrix products, where q, k and v lie
     block           an encoder block in one kernel, of the loops above; its spec is nn.EncoderBlock
     im2col          windows of an image as the rows of a matrix, for patches and convolutions
+    convolution     the sum of products that it is, without copying the windows
     scatter         the transpose of a lookup in a table
     warp            rotate, zoom and shift images, for augmentation
 """
@@ -32,6 +33,7 @@ from tinyvit.kernels.backend import (
     use,
 )
 from tinyvit.kernels.block import encoder_block, encoder_block_backward, encoder_block_fits
+from tinyvit.kernels.convolution import conv2d, conv2d_backward
 from tinyvit.kernels.cross_entropy import cross_entropy, cross_entropy_backward
 from tinyvit.kernels.elementary import exp, normal
 from tinyvit.kernels.gelu import gelu, gelu_backward
@@ -47,8 +49,9 @@ from tinyvit.kernels.warp import warp
 
 __all__ = [
     "CACHE_FOLDER", "Kernel", "adamw", "add_into", "announce_compilation", "attention", "attention_backward",
-    "backend", "batched_matmul", "col2im", "compiled_before", "contiguous", "cross_entropy", "cross_entropy_backward",
-    "encoder_block", "encoder_block_backward", "encoder_block_fits", "exp", "gelu", "gelu_backward", "group_norm",
-    "group_norm_backward", "im2col", "jit", "layernorm", "layernorm_backward", "linear", "linear_backward",
-    "linear_gelu", "normal", "scatter_add", "sgd", "softmax", "softmax_backward", "squared_norm", "use", "warp",
+    "backend", "batched_matmul", "col2im", "compiled_before", "contiguous", "conv2d", "conv2d_backward",
+    "cross_entropy", "cross_entropy_backward", "encoder_block", "encoder_block_backward", "encoder_block_fits", "exp",
+    "gelu", "gelu_backward", "group_norm", "group_norm_backward", "im2col", "jit", "layernorm", "layernorm_backward",
+    "linear", "linear_backward", "linear_gelu", "normal", "scatter_add", "sgd", "softmax", "softmax_backward",
+    "squared_norm", "use", "warp",
 ]  # fmt: skip

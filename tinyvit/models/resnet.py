@@ -21,6 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tinyvit import functional as F
 from tinyvit import ops
 from tinyvit.models.model import ImageModel, check_sizes
 from tinyvit.nn import BatchNorm, Conv2d, GroupNorm, Linear, Module, StandardisedConv2d
@@ -107,7 +108,7 @@ class BatchNormBlock(Module):
 
     def forward(self, x):
         y = self.norm2(self.conv2(self.norm1(self.conv1(x), relu=True)))
-        return (y + self.shortcut(x)).relu()
+        return F.add_relu(y, self.shortcut(x))
 
     def shortcut(self, x):
         """x in the shape of f(x), without parameters."""

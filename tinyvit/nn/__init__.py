@@ -1,5 +1,5 @@
 """Layers: what one is (`module.py`), what it starts from (`initial.py`), those of a ViT (`layers.py`), and how it is
-told where a patch came from (`positions.py`)."""
+told where a patch came from (`positions.py`), also at another resolution (`resolution.py`)."""
 
 from tinyvit.nn.convolution import BatchNorm, Conv2d, GroupNorm, StandardisedConv2d
 from tinyvit.nn.initial import he_normal, lecun_normal, xavier_uniform
