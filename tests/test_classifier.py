@@ -9,7 +9,7 @@ from PIL import Image
 from tinyvit.classifier import load
 from tinyvit.data import DataError
 from tinyvit.data import load as load_data
-from tinyvit.models import ViT, ViTConfig, to_dict
+from tinyvit.models import ResNet, ResNetConfig, ViT, ViTConfig, to_dict
 from tinyvit.train import CHECKPOINT, CheckpointError, Recipe, checkpoint
 
 CONFIG = dict(image_size=(8, 8), patch=4, channels=1, classes=2, width=8, depth=2, heads=2, mlp=8)
@@ -67,6 +67,36 @@ def test_a_checkpoint_that_contradicts_itself(changes, message, tmp_path):
     with pytest.raises(
         CheckpointError, match=f"checkpoint.safetensors: weights and configuration do not fit: .*{message}"
     ):
+        load(tmp_path)
+
+
+RESNET = ResNetConfig((8, 8), 1, 2, (1,), (4,), "batch")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("head.weight", np.nan, "head.weight must be finite"),
+        ("trunk.norm.variance", np.inf, "trunk.norm.variance must be finite"),
+        ("trunk.norm.variance", -1, "trunk.norm.variance must not be negative, got -1"),
+    ],
+)
+def test_weights_that_can_only_give_nan(name, value, message, tmp_path):
+    """Protects: no answer of NaN %, in silence."""
+    tensors = {f"model.{path}": p.numpy() for path, p in ResNet(RESNET).named_parameters()}
+    checkpoint.save(tmp_path / CHECKPOINT, tensors, about(model=to_dict(RESNET)))
+    load(tmp_path)
+    tensors[f"model.{name}"].flat[0] = value
+    checkpoint.save(tmp_path / CHECKPOINT, tensors, about(model=to_dict(RESNET)))
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+def test_a_convolutions_image_size_is_bounded_too(tmp_path):
+    """No weight has the size of the image, so nothing else contradicts it."""
+    tensors = {f"model.{path}": p.numpy() for path, p in ResNet(RESNET).named_parameters()}
+    checkpoint.save(tmp_path / CHECKPOINT, tensors, about(model=to_dict(RESNET) | dict(image_size=[10**6, 10**6])))
+    with pytest.raises(CheckpointError, match="images of 1000000×1000000 .* GiB.*use smaller images"):
         load(tmp_path)
 
 

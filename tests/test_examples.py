@@ -4,11 +4,13 @@ import os
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 
 from tinyvit import data
+from tinyvit.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -75,9 +77,14 @@ def test_image_gpt(tmp_path):
     assert (tmp_path / "image-gpt.png").stat().st_size > 10_000
 
 
-def test_masked_patches():
-    accuracies = load("masked_patches")["main"](epochs=1, images=64, seeds=1)
+def test_masked_patches(tmp_path):
+    accuracies = load("masked_patches")["main"](epochs=1, images=64, seeds=1, out=tmp_path / "run")
     assert len(accuracies) == 2 * (2 * 2 + 1) and all(0.1 < accuracy <= 1 for accuracy in accuracies.values())
+    run = str(tmp_path / "run")  # which other commands read
+    assert main(["figures", run]) == 0 and (tmp_path / "run" / "figures" / "attention.png").exists()
+    assert main(["finetune", run, "digits", "--epochs", "0", "--out", str(tmp_path / "tuned")]) == 0
+    origin = tomllib.loads((tmp_path / "tuned" / "config.toml").read_text(encoding="utf-8"))["origin"]
+    assert origin["epochs_done"] == 1 and origin["data"] == "digits"
 
 
 def test_higher_resolution(tmp_path, capsys):

@@ -113,12 +113,15 @@ def test_what_cannot_be_finetuned(start, tmp_path, monkeypatch):
         train.finetune(classifier, few(8), tmp_path / "taken", recipe)
 
 
-def test_a_resnet_has_no_positions(tmp_path):
+def test_a_resnet_has_no_positions(tmp_path, capsys):
     recipe = train.Recipe(preset="resnet20", epochs=0)
     train.fit(recipe, few(8, count=20), tmp_path / "resnet", **quiet)
     resnet = load(tmp_path / "resnet")
     with pytest.raises(ValueError, match="fine-tuning needs a ViT or a hybrid.*got resnet"):
         train.begin(resnet, few(16), recipe)
+    assert main(["finetune", str(tmp_path / "resnet"), "digits", "--out", str(tmp_path / "run")]) == 1, "as figures"
+    assert "must be a ViT or a hybrid; " in (err := capsys.readouterr().err) and err.endswith("resnet is a resnet\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_dropout_is_the_recipes(tmp_path):
@@ -153,6 +156,23 @@ def test_the_command(start, tmp_path, monkeypatch, capsys):
     assert main(["finetune", "runs/digits-1", "digits", "--epochs", "0", "--out", "back"]) == 0
     assert "16×16 → 8×8, patches 8×8 → 4×4, fewer than before" in capsys.readouterr().out
     assert tomllib.loads((tmp_path / "back" / "config.toml").read_text())["origin"]["run"].endswith("digits-1")
+
+
+def test_the_command_begins_once(start, tmp_path, monkeypatch, capsys):
+    """Protects: one enlarged model in memory, not two; and no words about a run that is refused."""
+    made = []
+
+    def once(*arguments, **options):
+        made.append(at_resolution(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setitem(train.begin.__globals__, "at_resolution", once)
+    words = ["finetune", str(start), "digits", "--epochs", "0", "--out", str(tmp_path / "run")]
+    assert main(words) == 0 and len(made) == 1
+    assert "a new head for 10 classes" in capsys.readouterr().out
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "must be new or empty" in captured.err
 
 
 def test_the_command_on_a_folder(start, tmp_path, monkeypatch, capsys):
@@ -193,7 +213,6 @@ def test_mistakes(words, code, message, start, tmp_path, monkeypatch, capsys):
         (tmp_path / name).mkdir(parents=True)
         for i in range(5):
             Image.new("RGB", (8, 8), name.split("/")[1]).save(tmp_path / name / f"{i}.png")
-    monkeypatch.setattr(data.fetch, "resized", lambda dataset, size: _without_pixels(dataset, size))
     try:
         got = main(["finetune", *words.replace("START", str(start)).split()])
     except SystemExit as stop:  # argparse's own way
@@ -201,13 +220,3 @@ def test_mistakes(words, code, message, start, tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert got == code and re.search(message, captured.err), captured.err
     assert "Traceback" not in captured.err and not (tmp_path / "runs").exists()
-
-
-def _without_pixels(dataset, size):
-    """Stands in for `resized`, which would take 45 GB for images of 5,000×5,000: a single byte, seen everywhere."""
-    parts = {
-        name: Split(np.broadcast_to(np.uint8(0), (len(split), size, size, 1)), split.labels)
-        for name, split in vars(dataset).items()
-        if isinstance(split, Split)
-    }
-    return replace(dataset, **parts)

@@ -1,6 +1,8 @@
 """The package reads as a book: a file imports only from files above it, and each opens with its thesis."""
 
 import ast
+import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ ORDER = """
 INSIDE = {
     "kernels": """
         backend update elementary simd softmax layernorm groupnorm gelu cross_entropy matmul linear attention block
-        im2col scatter warp __init__
+        im2col convolution scatter warp __init__
     """.split(),
     "nn": "module initial layers convolution positions resolution __init__".split(),
     "models": "model vit resnet hybrid resolution conv_attention augmented igpt masked __init__".split(),
@@ -84,6 +86,13 @@ def test_the_table_of_contents_is_in_this_order():
     ]
     chapters = [name.removesuffix(".py").rstrip("/") for name in contents]
     assert chapters == [name for name in ORDER if not name.startswith("__")]
+
+
+@pytest.mark.parametrize("folder", ["kernels", "models", "data", "bench"])
+def test_a_folders_table_of_contents_is_in_its_order(folder):
+    """Those whose docstring has one: a name, two spaces or more, what it is about."""
+    doc = importlib.import_module(f"tinyvit.{folder}").__doc__
+    assert re.findall(r"^ *(\w+)  +\S", doc, re.MULTILINE) == INSIDE[folder][:-1]
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -5,7 +5,7 @@ import pytest
 
 from tinyvit import Tensor, ViT, ViTConfig, data, gradcheck, nn, optim, train
 from tinyvit.data.dataset import normalise
-from tinyvit.models import MaskedPatches, masked_colours, mean_colours
+from tinyvit.models import PRESETS, Hybrid, HybridConfig, MaskedPatches, ResNet, masked_colours, mean_colours
 from tinyvit.models.masked import corruption
 
 SMALL = ViTConfig(image_size=(4, 6), patch=2, channels=3, width=8, depth=2, heads=2, mlp=12)
@@ -172,3 +172,12 @@ def test_state_dict_round_trip_and_errors():
         np.testing.assert_array_equal(other(images(2))[0].data, a)
     with pytest.raises(ValueError, match=r"reads images \(B, 4, 6, 3\)"):
         model(images(2, C=1))
+    with pytest.raises(ValueError, match="needs a ViT or a hybrid.*got a ResNet"):
+        MaskedPatches(ResNet(PRESETS["resnet20"]))
+
+
+def test_a_hybrid_hides_its_tokens():
+    """One token for each pixel of the feature map."""
+    config = HybridConfig((4, 6), width=8, depth=1, heads=2, mlp=8, blocks=(1, 1), widths=(2, 4))
+    logits, corrupted = MaskedPatches(Hybrid(config))(images(2, C=1))
+    assert logits.shape == (2, 6, 8) and corrupted.sum() == 6

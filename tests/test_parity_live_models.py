@@ -129,12 +129,12 @@ def test_image_gpt_as_a_classifier(backend):
     classifier.astype(np.float64)
     twin, labels = twin_of(model, IGPT, "float64"), np.arange(6) % 5
     _, loss, gradients = comparison.results(classifier, pixels, labels, 0.0)
-    weight, bias = (torch.tensor(p.numpy(), requires_grad=True) for p in classifier.classifier.parameters())
+    weight, bias = (torch.tensor(p.numpy(), requires_grad=True) for p in classifier.head.parameters())
     theirs = TF.cross_entropy(twin.encoded(pixels).mean(dim=1) @ weight + bias, torch.tensor(labels))
     theirs.backward()
     assert abs(loss - theirs.item()) <= 1e-10
     their_gradients = {f"gpt.{path}": gradient for path, gradient in twin.gradients().items()}
-    their_gradients |= {"classifier.weight": weight.grad.numpy(), "classifier.bias": bias.grad.numpy()}
+    their_gradients |= {"head.weight": weight.grad.numpy(), "head.bias": bias.grad.numpy()}
     for path, gradient in their_gradients.items():  # all but the head's for pixels, which a classifier does not ask
         assert comparison.relative(gradients[path], gradient) <= 1e-10, path
 

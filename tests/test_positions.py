@@ -104,7 +104,7 @@ def test_shifts_number_each_offset_once():
 
 def test_relative_attention_by_hand(backend):
     """(qᵢ · kⱼ + qᵢ · r) / √K, written as a loop."""
-    layer = randomised(nn.RelativeSelfAttention(6, 2, rng, (2, 2), 1))
+    layer = randomised(nn.RelativeSelfAttention(6, 2, rng, shifts((2, 2), 1)))
     x, maps = rng.standard_normal((2, 5, 6)), []
     layer(Tensor(x), maps=maps)
     q, k, _ = np.split(x @ layer.qkv.weight.data + layer.qkv.bias.data, 3, axis=-1)
@@ -120,7 +120,7 @@ def test_relative_attention_by_hand(backend):
 
 def test_relative_attention_sees_shifts_and_no_places():
     """Two neighbours alone in the image say the same wherever they stand, if nothing lies at the border."""
-    layer = randomised(nn.RelativeSelfAttention(4, 1, rng, (1, 4), 0))
+    layer = randomised(nn.RelativeSelfAttention(4, 1, rng, shifts((1, 4), 0)))
     pair = rng.standard_normal((2, 4))
     mask = np.full((4, 4), -np.inf)
     mask[:2, :2] = mask[2:, 2:] = 0  # each pair reads itself
@@ -134,12 +134,11 @@ def test_average_pooling_reads_the_patches_and_no_register():
     np.testing.assert_allclose(model.pooled(Tensor(encoded)).data, encoded[:, 2:].mean(1))
 
 
-def test_a_new_head_is_zero_and_the_rest_stays():
-    model = randomised(ViT(replace(SMALL, head="mlp")))
-    before = model.encode(Tensor(rng.standard_normal((1, 6, 8)))).data
-    model.new_head(5, rng)
-    assert model.config.classes == 5 and not model.head.out.weight.data.any()
-    assert before.shape == (1, 7, 8) and model.astype(np.float64)(images(2)).shape == (2, 5)
+def test_layers_share_one_table_of_shift_numbers():
+    """T² integers once, not once a layer; a worker's replica reads the same ones."""
+    model = ViT(replace(SMALL, positions="relative", depth=2))
+    assert model.blocks[0].attention.index is model.blocks[1].attention.index
+    assert model.replica().blocks[1].attention.index is model.blocks[0].attention.index
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def test_what_lies_between_is_shorter():
         ((np.zeros((4, 4, 2), int), (8, 8)), "grid must be floats.*int"),
         ((np.zeros((0, 4, 2)), (8, 8)), "none of them 0"),
         ((grid(2, 2), (8,)), "size must be"),
+        ((grid(2, 2), 4), r"size must be \(rows, columns\).*got 4"),
         ((grid(2, 2), (8, 0)), "size must be"),
         ((grid(2, 2), (8, 2.5)), "size must be"),
         ((grid(2, 2), (8, 8), "nearest"), "mode must be one of corners, bilinear, bicubic; got 'nearest'"),
@@ -196,6 +197,15 @@ def test_learned_positions_are_interpolated_as_a_grid(shape, positions, mode):
     np.testing.assert_array_equal(old_first, new_first)
 
 
+def test_a_model_in_float64_stays_one():
+    """To the last bit of its positions, and with a new head too."""
+    model = trained().astype(np.float64)
+    model.positions.table.data = model.positions.table.data + 1e-12  # more digits than float32 has
+    for other in (at_resolution(model, (6, 4)), at_resolution(model, (6, 4), classes=2)):
+        assert {p.dtype for p in other.parameters()} == {np.dtype(np.float64)}
+        np.testing.assert_array_equal(other.positions.table.data, model.positions.table.data)
+
+
 def test_sines_and_cosines_are_computed_anew():
     model = trained(positions="sincos")
     expected = ViT(replace(model.config, image_size=(12, 8))).positions()
@@ -236,6 +246,8 @@ def test_a_new_head_is_zero_and_linear():
         (1, {}, "multiples of 2 pixels, got 1×1; 2×2 is the nearest"),
         ((0, 4), {}, "image_size must be"),
         ((4, 4, 4), {}, "image_size must be"),
+        ("a", {}, "image_size must be .*got 'a'"),
+        (8.0, {}, "image_size must be .*got 8.0"),
         ((12, 8), dict(mode="nearest"), "mode must be one of"),
         ((12, 8), dict(classes=0), "classes must be"),
     ],

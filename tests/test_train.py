@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinyvit import data, functional, kernels, optim, train, vit
+from tinyvit import data, functional, kernels, nn, optim, train, vit
 from tinyvit.classifier import load
 from tinyvit.data.dataset import Dataset, Split
+from tinyvit.models import AugmentedConfig, QuadraticConfig, ResNet, ResNetConfig
 from tinyvit.train import checkpoint
 
 SMALL = train.Recipe(epochs=2, batch_size=50, warmup=1.0, dropout=0.1)
@@ -218,6 +219,46 @@ def test_culprit(spoil, message):
     assert any(part in found for part in message.split("|")), found
 
 
+def batch_normed(seed=0):
+    return ResNet(ResNetConfig((8, 8), 1, 10, (1,), (4,), "batch"), seed)
+
+
+def statistics(model):
+    return {name: p.numpy() for name, p in model.named_parameters() if isinstance(p, nn.Statistic)}
+
+
+def test_the_search_for_the_culprit_leaves_statistics_alone():
+    """Protects: the second look at a bad batch must not spoil batch norm's running mean once more."""
+    model, (x, y) = batch_normed().train(), batch()
+    with train.Shards(model, optim.FlatParameters(model), 2) as shards:
+        shards.gradient(x, y)
+        before = statistics(model)
+        shards.culprit(x, y, 0.0, (0,))
+        assert all(np.array_equal(values, before[name]) for name, values in statistics(model).items())
+        shards.gradient(x, y)
+        assert not all(np.array_equal(values, before[name]) for name, values in statistics(model).items())
+
+
+def test_early_stopping_restores_the_best_epoch_whole(digits):
+    """Protects: weights of one epoch with batch norm's statistics of another are no model at all."""
+    states, scores = [], iter((2.0, 1.0, 3.0))
+
+    def validate(model):
+        states.append(model.state_dict())
+        return next(scores)
+
+    def prepare(images, labels):
+        return data.normalise(images, digits.mean, digits.std), labels
+
+    model = batch_normed()
+    train.pretrain(
+        model, digits.train, train.classify, prepare, epochs=3, validate=validate, bar=False, threads=1
+    )  # fmt: skip
+    best, last = states[1], states[2]
+    assert all(np.array_equal(values, best[name]) for name, values in model.state_dict().items())
+    assert statistics(model) and all(not np.array_equal(best[name], last[name]) for name in statistics(model))
+
+
 def test_a_run_that_diverges_in_its_last_step_is_caught(digits, tmp_path):
     """One step an epoch: the loss of that step is still fine, and only the weights after it are not."""
     recipe = replace(SMALL, epochs=3, batch_size=500, lr=1e30, warmup=0.0, clip=0.0)
@@ -309,6 +350,10 @@ def test_the_model_is_fitted_to_the_data():
     photos = Dataset.of("x", ("a", "b"), *[Split(huge, np.array([0]))] * 3)
     with pytest.raises(ValueError, match="37,501 tokens.*GiB.*--image-size"):
         train.loop.configure(train.Recipe(preset="cifar"), photos)
+    for config in (AugmentedConfig(1024), QuadraticConfig(4096)):
+        with pytest.raises(ValueError, match="tokens, whose attention maps alone take .* GiB.*--image-size"):
+            train.loop.check_memory(config, 32)
+    train.loop.check_memory(AugmentedConfig(1024, attention=0), 32)  # no maps
     for name in ("train", "validation", "test"):
         with pytest.raises(ValueError, match=f"the {name} split must hold at least one image"):
             train.loop.configure(train.Recipe(), replace(dataset, **{name: part[:0]}))

@@ -13,6 +13,7 @@ import numpy as np
 from tinyvit.data.dataset import DataError, normalise
 from tinyvit.data.image import read_image
 from tinyvit.models import ImageModel, build, from_dict
+from tinyvit.nn import BatchNorm
 from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.checkpoint import load as load_checkpoint
 from tinyvit.train.loop import CHECKPOINT, check_memory
@@ -94,6 +95,7 @@ def load(path):
         _check_shapes(weights, config)
         model = build(config)
         model.load_state_dict(weights)
+        _check_numbers(model)
         return Classifier(
             model.eval(), tuple(about["classes"]), tuple(about["mean"]), tuple(about["std"]), about["data"],
             recipe, about["epochs_done"],
@@ -114,3 +116,13 @@ def _check_shapes(weights, config):
     for name, shape in config.shapes().items():
         if weights[name].shape != shape:
             raise ValueError(f"{name} must be {shape}, got {weights[name].shape}")
+
+
+def _check_numbers(model):
+    """ValueError for weights that could only give NaN."""
+    for name, p in model.named_parameters():
+        if not np.isfinite(p.data).all():
+            raise ValueError(f"{name} must be finite, and holds a NaN or an infinity")
+    for name, module in model.modules():
+        if isinstance(module, BatchNorm) and (module.variance.data < 0).any():
+            raise ValueError(f"{name}.variance must not be negative, got {module.variance.data.min():g}")

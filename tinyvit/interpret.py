@@ -16,6 +16,7 @@ Paper figures 6 and 7, appendices D.7 and D.8; Abnar and Zuidema 2020, arXiv 200
 
 import numpy as np
 
+from tinyvit.models import ViT
 from tinyvit.nn import evaluating
 from tinyvit.tensor import Tensor, no_grad
 
@@ -193,7 +194,7 @@ def head_attention(model, images, batch_size=32):
 
 def has_attention(model):
     """Whether the model hands back its attention maps: a ViT and a hybrid do, a ResNet has none."""
-    return model.config.kind in ("vit", "hybrid")
+    return isinstance(model, ViT)
 
 
 def _of_attention(model, images, summary, batch_size):

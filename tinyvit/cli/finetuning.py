@@ -2,25 +2,30 @@
 
 from pathlib import Path
 
-from tinyvit import train
+from tinyvit import ViT, train
 from tinyvit.classifier import load
-from tinyvit.cli.shared import Mistake, load_data
+from tinyvit.cli.shared import Mistake, complain, load_data
 from tinyvit.cli.training import changed, finish, known_recipe
+from tinyvit.train.finetune import check_size, origin
 
 
 def run_finetune(options):
     start = load(options.checkpoint)
+    if not isinstance(start.model, ViT):
+        kind = start.model.config.kind
+        return complain(f"tinyvit finetune: the model must be a ViT or a hybrid; {options.checkpoint} is a {kind}", 1)
     recipe = changed(train.finetuning_recipe(known_recipe(options), start), options)
-    dataset = load_data(options.data, recipe.image_size)
     try:
+        if recipe.image_size:  # before images of that size fill the memory
+            check_size(start, recipe.image_size, recipe.batch_size)
+        dataset = load_data(options.data, recipe.image_size)
         model, dataset = train.begin(start, dataset, recipe, options.mode)
     except ValueError as error:
         raise Mistake(error) from None
+    folder = train.loop.empty_folder(options.out or train.new_folder(recipe.data))
     print(_what_changes(start.model.config, model.config, options))
-    run = train.finetune(
-        start, dataset, options.out or train.new_folder(recipe.data), recipe,
-        mode=options.mode, source=Path(options.checkpoint).resolve(), threads=options.threads,
-    )  # fmt: skip
+    begun = origin(start, Path(options.checkpoint).resolve(), options.mode)
+    run = train.fit(recipe, dataset, folder, model=model, origin=begun, threads=options.threads)
     return finish("finetune", run, dataset)
 
 

@@ -11,11 +11,15 @@ from tinyvit.data.dataset import normalise
 
 def run_train(options):
     recipe = changed(known_recipe(options), options)
-    dataset = load_data(options.data, recipe.image_size)
+    h = w = recipe.image_size
     try:
+        if recipe.image_size:  # before images of that size fill the memory
+            train.loop.fitted(recipe, (h, w))
+        dataset = load_data(options.data, recipe.image_size)
+        h, w = dataset.train.images.shape[1:3]
         train.loop.configure(recipe, dataset)
     except ValueError as error:
-        raise Mistake(f"{error}{_other_size(recipe, dataset)}") from None
+        raise Mistake(f"{error}{_other_size(recipe, h, w)}") from None
     run = train.fit(recipe, dataset, options.out or train.new_folder(recipe.data), threads=options.threads)
     return finish("train", run, dataset)
 
@@ -71,10 +75,13 @@ def draw(run, dataset):
         viz.save(viz.mistakes(test.images, test.labels, p, dataset.classes), run.folder / "mistakes.png")
 
 
-def _other_size(recipe, dataset):
-    """The other way out when a patch does not divide the images: other images."""
-    patch = recipe.patch or getattr(tinyvit.PRESETS[recipe.preset], "patch", 1)
-    h, w = dataset.train.images.shape[1:3]
-    if h % patch == 0 and w % patch == 0:
+def _other_size(recipe, h, w):
+    """The other way out when a patch does not divide the images, or a hybrid's their feature map: other images."""
+    preset = tinyvit.PRESETS[recipe.preset]
+    if not hasattr(preset, "patch"):
         return ""
-    return f"; or resize the images, for instance with --image-size {patch * max(1, round(max(h, w) / patch))}"
+    patch = recipe.patch or preset.patch
+    if all(-(-side // preset.stride) % patch == 0 for side in (h, w)):
+        return ""
+    multiple = patch * preset.stride
+    return f"; or resize the images, for instance with --image-size {multiple * max(1, round(max(h, w) / multiple))}"

@@ -31,7 +31,7 @@ def parser():
         return sub
 
     sub = command(
-        "train", run_train, "train a ViT and test it",
+        "train", run_train, "train a model, a ViT unless --preset says otherwise, and test it",
         "  tinyvit train                          handwritten digits, embedded, under a minute\n"
         "  tinyvit train mnist --epochs 5         downloads MNIST once\n"
         "  tinyvit train path/to/folder --image-size 32 --patch 4\n"
@@ -42,7 +42,7 @@ def parser():
     )
     add = sub.add_argument
     add("--preset", choices=tinyvit.PRESETS, metavar="NAME", help="model: " + ", ".join(tinyvit.PRESETS))
-    add("--patch", type=int, help="patch size in pixels")
+    add("--patch", type=int, help="patch size in pixels (a hybrid's: of its feature map)")
     add("--image-size", type=int, help="resize the images to this side")
     add("--epochs", type=int, help="passes over the training images")
     add("--batch-size", type=int, help="images per step")

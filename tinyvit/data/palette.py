@@ -40,17 +40,21 @@ class Palette:
     def fit(cls, images, size, seed=0):
         """The centres of k-means over the pixels of images (M, h, w, C), sorted by brightness.
 
-        Starts from `size` different colours among the pixels, drawn by `seed`. Raises ValueError where there are not
-        so many.
+        From 20,000 of the pixels, or all where there are fewer, drawn by `seed`; starts from `size` different colours
+        among them. Raises ValueError where there are not so many, and SciPy's ClusterError where a centre loses its
+        last pixel on the way (another seed, or fewer colours, may mend that).
         """
         from scipy.cluster.vq import kmeans2  # here, because importing it takes long
 
         rng = np.random.default_rng(seed)
         pixels = images.reshape(-1, images.shape[-1])
-        pixels = pixels[rng.integers(len(pixels), size=min(SAMPLE, len(pixels)))].astype(np.float32)
+        pixels = pixels[rng.choice(len(pixels), min(SAMPLE, len(pixels)), replace=False)].astype(np.float32)
         different = np.unique(pixels, axis=0)
         if not 2 <= size <= len(different):
-            raise ValueError(f"size must be in 2..{len(different)}, the different colours in these images, got {size}")
+            raise ValueError(
+                f"size must be in 2..{len(different)}, the different colours in the sample of {len(pixels)} pixels, "
+                f"got {size}"
+            )
         start = different[rng.choice(len(different), size, replace=False)]
         colours, _ = kmeans2(pixels, start, iter=30, minit="matrix", missing="raise")
         return cls(colours[np.argsort(colours.sum(axis=1), kind="stable")])

@@ -146,6 +146,11 @@ class AugmentedConfig:
         """(h, w) of the feature maps."""
         return tuple(-(-side // self.stride) for side in self.image_size)
 
+    @property
+    def tokens(self):
+        """N, the pixels of a feature map, where attention reads them; 0 where there is none."""
+        return self.grid[0] * self.grid[1] if self.attention else 0
+
     def shapes(self):
         """{path: shape} of a few parameters that fix all sizes: enough to see whether stored weights are these."""
         shapes = {"stem.weight": (3, 3, self.channels, self.width), "head.weight": (self.width, self.classes)}

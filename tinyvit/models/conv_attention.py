@@ -26,8 +26,8 @@ import numpy as np
 
 from tinyvit import functional as F
 from tinyvit import ops
-from tinyvit.models.model import ImageModel, check_sizes
-from tinyvit.nn import MLP, LayerNorm, Linear, Module, Parameter, PatchEmbedding, nearest_patch, xavier_uniform
+from tinyvit.models.model import ImageModel, check_heads, check_patch, check_sizes
+from tinyvit.nn import MLP, LayerNorm, Linear, Module, Parameter, PatchEmbedding, xavier_uniform
 from tinyvit.tensor import Tensor
 
 
@@ -135,19 +135,18 @@ class QuadraticConfig:
 
     def __post_init__(self):
         check_sizes(self, "patch", "channels", "classes", "width", "depth", "heads", "mlp")
-        h, w = self.image_size
-        if h % self.patch or w % self.patch:
-            raise ValueError(
-                f"patch size {self.patch} must divide the image's {h}×{w}; "
-                f"{nearest_patch(h, w, self.patch)} is the nearest that does"
-            )
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide the width, got width {self.width} and {self.heads} heads")
+        check_patch(self.patch, *self.image_size)
+        check_heads(self)
 
     @property
     def grid(self):
         """(rows, columns) of patches."""
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+    @property
+    def tokens(self):
+        """N, the length of the sequence: the patches and nothing else."""
+        return self.grid[0] * self.grid[1]
 
     def shapes(self):
         """{path: shape} of a few parameters that fix all sizes: enough to see whether stored weights are these."""

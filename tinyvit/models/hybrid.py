@@ -40,8 +40,11 @@ class HybridConfig(ViTConfig):
     @property
     def pixels(self):
         """(height, width) of the feature map."""
-        stride = 2 ** (len(self.blocks) - 1)
-        return tuple(-(-side // stride) for side in self.image_size)
+        return tuple(-(-side // self.stride) for side in self.image_size)
+
+    @property
+    def stride(self):
+        return 2 ** (len(self.blocks) - 1)
 
     def embedding_shapes(self):
         patch = self.patch * self.patch * self.widths[-1]

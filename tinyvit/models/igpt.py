@@ -23,7 +23,7 @@ import numpy as np
 from tinyvit import functional as F
 from tinyvit import kernels, ops
 from tinyvit.memory import Pool
-from tinyvit.models.model import check_sizes
+from tinyvit.models.model import check_heads, check_sizes, probabilities
 from tinyvit.nn import Dropout, EncoderBlock, LayerNorm, Linear, Module, Parameter, evaluating
 from tinyvit.tensor import no_grad
 
@@ -53,8 +53,7 @@ class ImageGPTConfig:
         check_sizes(self, "palette", "width", "depth", "heads", "mlp")
         if self.palette < 2:
             raise ValueError(f"palette must have two colours or more, got {self.palette}")
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide the width, got width {self.width} and {self.heads} heads")
+        check_heads(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
@@ -117,13 +116,17 @@ class ImageGPT(Module):
         return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
     def bits_per_pixel(self, pixels, batch_size=64):
-        """The mean loss over images (B, height, width), B ≥ 1, without dropout, in bits."""
+        """The mean loss over images (B, height, width), without dropout, in bits. Raises ValueError for B = 0."""
+        if not len(pixels):
+            raise ValueError("bits_per_pixel is a mean over images and needs at least one, got none")
         with no_grad(), evaluating(), Pool():
             total = sum(next_pixel(self, part, part)[0].item() * len(part) for part in _parts(pixels, batch_size))
         return total / len(pixels) / np.log(2)
 
     def sample(self, count, rng, temperature=1.0):
         """Draw `count` images (count, height, width) from the model; see `complete`."""
+        if not isinstance(count, int | np.integer) or count < 0:
+            raise ValueError(f"count must be a whole number of images from 0 up, got {count!r}")
         return self.complete(np.empty((count, 0, self.config.image_size[1]), np.int64), rng, temperature)
 
     def complete(self, upper, rng, temperature=1.0):
@@ -194,19 +197,17 @@ class ImageGPTClassifier(Module):
 
     def __init__(self, gpt, classes):
         self.gpt = gpt
-        self.classifier = Linear(gpt.config.width, classes, np.random.default_rng(0))
-        self.classifier.weight.data = 0.0
+        self.head = Linear(gpt.config.width, classes, np.random.default_rng(0))
+        self.head.weight.data = 0.0
         self.name_parameters()
 
     def forward(self, pixels):
         """Pixels (B, height, width) -> logits (B, classes)."""
-        return self.classifier(self.gpt.encode(pixels).mean(axis=1))
+        return self.head(self.gpt.encode(pixels).mean(axis=1))
 
     def predict(self, pixels, batch_size=64):
         """Class probabilities (B, classes), without dropout."""
-        with no_grad(), evaluating(), Pool():
-            parts = [kernels.softmax(self(part).data) for part in _parts(pixels, batch_size)]
-        return np.concatenate(parts) if parts else np.empty((0, *self.classifier.bias.shape), np.float32)
+        return probabilities(self, pixels, len(self.head.bias), batch_size)
 
 
 def next_pixel(model, pixels, targets, smoothing=0.0):
@@ -220,13 +221,18 @@ def next_pixel(model, pixels, targets, smoothing=0.0):
 
 
 def _parts(pixels, batch_size):
-    return [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
+    starts = range(0, max(1, len(pixels)), batch_size)  # of no image: one empty part
+    return [pixels[i : i + batch_size] for i in starts]
 
 
-def marginal_bits_per_pixel(training, pixels, palette):
+def marginal_bits_per_pixel(training, pixels, colours):
     """What a model must beat: bits per pixel of `pixels` (B, h, w) under each place's own histogram of colours in the
-    `training` pixels (M, h, w), one added to each count. It knows where ink tends to be, and no pixel's neighbours."""
-    counts = 1 + (training[..., None] == np.arange(palette)).sum(axis=0)  # (h, w, V)
+    `training` pixels (M, h, w), one added to each count. It knows where ink tends to be, and no pixel's neighbours.
+
+    `colours` is their number, V = len(palette). Raises ValueError for what is no number."""
+    if not isinstance(colours, int | np.integer):
+        raise ValueError(f"colours must be how many there are, len(palette), got a {type(colours).__name__}")
+    counts = 1 + np.stack([(training == colour).sum(axis=0) for colour in range(colours)], axis=-1)  # (h, w, V)
     p = counts / counts.sum(axis=-1, keepdims=True)
     _, h, w = pixels.shape
     return float(-np.log2(p[np.arange(h)[:, None], np.arange(w), pixels]).mean())

@@ -13,6 +13,8 @@ import numpy as np
 
 from tinyvit import functional as F
 from tinyvit import ops
+from tinyvit.models.model import check_patch
+from tinyvit.models.vit import ViT
 from tinyvit.nn import Linear, Module, Parameter, generator
 
 BITS = 3  # a channel
@@ -23,16 +25,20 @@ class MaskedPatches(Module):
     """A ViT that guesses the colours of corrupted patches. `vit` is trained in place; its head is not used.
 
     Args:
-        vit: a ViT. Without a class token or with registers is fine.
+        vit: a ViT or a hybrid. Without a class token or with registers is fine.
         seed: of the [mask] embedding's initial values. The head is zero, so that the first loss is exactly ln 8ᶜ.
+
+    Raises ValueError for a model of another kind.
     """
 
     def __init__(self, vit, seed=0):
+        if not isinstance(vit, ViT):
+            raise ValueError(f"MaskedPatches needs a ViT or a hybrid, which have tokens; got a {type(vit).__name__}")
         rng = np.random.default_rng(seed)
         self.vit = vit
         width = vit.config.width
         self.mask = Parameter(rng.normal(0, 0.02, (1, 1, width)).astype(np.float32))
-        self.colours = Linear(width, colours(vit.config.channels), rng)
+        self.colours = Linear(width, 2 ** (BITS * vit.config.channels), rng)  # 8 for grey, 512 for RGB
         self.colours.weight.data = 0.0
         self.name_parameters()
 
@@ -70,11 +76,6 @@ def corruption(B, N, rng):
     return corrupted, corrupted & (fate < MASKED), np.where(swapped, other, own)
 
 
-def colours(channels):
-    """How many mean colours there are: 8 for grey, 512 for RGB."""
-    return 2 ** (BITS * channels)
-
-
 def mean_colours(images, patch):
     """The mean colour of each patch, 3 bits a channel: images (B, h, w, C) in 0..255 -> (B, N) int64 in [0, 8ᶜ).
 
@@ -82,8 +83,7 @@ def mean_colours(images, patch):
     64 r + 8 g + b. Raises ValueError for a patch size that does not divide the sides.
     """
     B, h, w, C = images.shape
-    if h % patch or w % patch:
-        raise ValueError(f"patch size {patch} must divide the images' {h}×{w}")
+    check_patch(patch, h, w)
     mean = images.reshape(B, h // patch, patch, w // patch, patch, C).mean(axis=(2, 4), dtype=np.float64)
     steps = np.minimum(mean * 2**BITS // 256, 2**BITS - 1).astype(np.int64)
     return steps.reshape(B, -1, C) @ (2**BITS) ** np.arange(C)[::-1]

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinyvit import kernels
 from tinyvit.memory import Pool
-from tinyvit.nn import Module, evaluating
+from tinyvit.nn import Module, evaluating, nearest_patch
 from tinyvit.tensor import Tensor, no_grad
 
 
@@ -27,6 +27,29 @@ def check_sizes(config, *names):
         object.__setattr__(config, name, int(value))
 
 
+def check_heads(config):
+    """Each head gets the same part of the width. Raises ValueError."""
+    if config.width % config.heads:
+        raise ValueError(f"heads must divide the width, got width {config.width} and {config.heads} heads")
+
+
+def check_patch(patch, h, w, of="image"):
+    """Patches cover what is cut, and nothing is left over. Raises ValueError that names the nearest size that does."""
+    if h % patch or w % patch:
+        raise ValueError(
+            f"patch size {patch} must divide the {of}'s {h}×{w}; {nearest_patch(h, w, patch)} is the nearest that does"
+        )
+
+
+def probabilities(model, inputs, classes, batch_size):
+    """softmax(model(inputs)), an array (B, classes), without a tape and in eval mode, `batch_size` at a time."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    with no_grad(), evaluating(), Pool():
+        parts = [kernels.softmax(model(inputs[i : i + batch_size]).data) for i in range(0, len(inputs), batch_size)]
+    return np.concatenate(parts) if parts else np.empty((0, classes), np.float32)
+
+
 class ImageModel(Module):
     """A model with `config.image_size`, `config.channels` and `config.classes`."""
 
@@ -42,11 +65,7 @@ class ImageModel(Module):
         return images
 
     def predict(self, images, batch_size=32):
-        """Class probabilities, an array (B, classes), without a tape and without dropout. Images as for `forward`.
+        """Class probabilities, an array (B, classes), without a tape and in eval mode. Images as for `forward`.
 
         `batch_size` images at a time, which changes the speed only: few of them stay in the processor's cache."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        with no_grad(), evaluating(), Pool():
-            parts = [kernels.softmax(self(images[i : i + batch_size]).data) for i in range(0, len(images), batch_size)]
-        return np.concatenate(parts) if parts else np.empty((0, self.config.classes), np.float32)
+        return probabilities(self, images, self.config.classes, batch_size)

@@ -18,7 +18,9 @@ from tinyvit.nn.resolution import interpolate
 def enlarged(config, image_size, **changes):
     """The configuration of a ViT or a hybrid for images of another size. Raises ValueError where patches do not fit."""
     sides = image_size if np.iterable(image_size) else (image_size, image_size)
-    P = config.patch if config.pixels == config.image_size else 1  # a hybrid's map rounds up: any image has one
+    P = config.patch if config.stride == 1 else 1  # a hybrid's map rounds up: any image has one
+    if not all(isinstance(side, int | np.integer) for side in sides):
+        raise ValueError(f"image_size must be (height, width) or one number, in whole pixels, got {image_size!r}")
     if any(side % P for side in sides):
         raise ValueError(
             f"patches keep their size, so both sides must be multiples of {P} pixels, got {'×'.join(map(str, sides))}; "
@@ -28,7 +30,7 @@ def enlarged(config, image_size, **changes):
 
 
 def at_resolution(model, image_size, mode="corners", classes=None, dropout=None):
-    """A new model with the weights of `model`, for images of another size.
+    """A new model with the weights of `model`, in their dtype, for images of another size.
 
     Args:
         model: a ViT or a hybrid, which is left as it is.
@@ -50,8 +52,8 @@ def at_resolution(model, image_size, mode="corners", classes=None, dropout=None)
     changes = {} if classes is None else dict(classes=classes, head="linear")
     changes |= {} if dropout is None else dict(dropout=dropout)
     new = enlarged(old, image_size, **changes)
-    other = type(model)(new).train(model.training)
     weights = {name: _stretched(name, array, old, new, mode) for name, array in model.state_dict().items()}
+    other = type(model)(new).train(model.training).astype(weights["norm.gamma"].dtype)
     if classes is not None:
         weights = {name: array for name, array in weights.items() if not name.startswith("head.")}
         weights |= {f"head.{name}": p.numpy() for name, p in other.head.named_parameters()}

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from tinyvit import ops
-from tinyvit.models.model import ImageModel, check_sizes
+from tinyvit.models.model import ImageModel, check_heads, check_patch, check_sizes
 from tinyvit.nn import (
     Dropout,
     EncoderBlock,
@@ -30,9 +30,8 @@ from tinyvit.nn import (
     Parameter,
     PatchEmbedding,
     RelativeSelfAttention,
-    nearest_patch,
 )
-from tinyvit.nn.positions import KINDS, absolute_positions
+from tinyvit.nn.positions import KINDS, absolute_positions, shifts
 
 
 @dataclass(frozen=True)
@@ -75,19 +74,13 @@ class ViTConfig:
 
     def __post_init__(self):
         check_sizes(self, "patch", "channels", "classes", "width", "depth", "heads", "mlp")
-        h, w = self.pixels
-        if h % self.patch or w % self.patch:
-            raise ValueError(
-                f"patch size {self.patch} must divide the {self.cut}'s {h}×{w}; "
-                f"{nearest_patch(h, w, self.patch)} is the nearest that does"
-            )
+        check_patch(self.patch, *self.pixels, of=self.cut)
         for name, known in dict(positions=KINDS, pool=("class", "average"), head=("linear", "mlp")).items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
         if not isinstance(self.registers, int | np.integer) or self.registers < 0:
             raise ValueError(f"registers must be a whole number from 0 up, got {self.registers!r}")
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide the width, got width {self.width} and {self.heads} heads")
+        check_heads(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
@@ -95,6 +88,11 @@ class ViTConfig:
     def pixels(self):
         """(height, width) of what is cut into patches: here the image."""
         return self.image_size
+
+    @property
+    def stride(self):
+        """Pixels of the image for each of these, along a side."""
+        return 1
 
     @property
     def grid(self):
@@ -178,25 +176,19 @@ class ViT(ImageModel):
         self.dropout = Dropout(c.dropout)
         self.blocks = [EncoderBlock(c.width, c.heads, c.mlp, rng, c.dropout, c.gelu_tanh) for _ in range(c.depth)]
         if c.positions == "relative":
+            index = shifts(c.grid, c.prefix)  # the same for all layers
             for block in self.blocks:
-                block.attention = RelativeSelfAttention(c.width, c.heads, rng, c.grid, c.prefix)
+                block.attention = RelativeSelfAttention(c.width, c.heads, rng, index)
         self.norm = LayerNorm(c.width)
-        self.head = None
-        self.new_head(c.classes, rng)
+        self.head = (MLPHead if c.head == "mlp" else Linear)(c.width, c.classes, rng)
+        if c.head == "linear":
+            self.head.weight.data = 0.0
         self.name_parameters()
 
     def _embedding(self, rng):
         """What makes tokens of images."""
         c = self.config
         return PatchEmbedding(c.patch, c.channels, c.width, rng)
-
-    def new_head(self, classes, rng):
-        """Take off the head and put on a new one for `classes` classes, its last matrix zero: how the paper begins to
-        fine-tune (section 3.2). `rng` draws the hidden layer's weights, where there is one."""
-        self.config = c = replace(self.config, classes=classes)
-        self.head = (MLPHead if c.head == "mlp" else Linear)(c.width, c.classes, rng)
-        if c.head == "linear":
-            self.head.weight.data = 0.0
 
     def forward(self, images, intermediates=False):
         """Classify images.

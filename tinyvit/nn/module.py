@@ -4,8 +4,8 @@ It is a plain Python object. Its parameters are found by walking over its attrib
 them in `__init__` and using them in `forward`. Names are paths, `blocks.0.attention.qkv.weight`: they are what a
 checkpoint stores, a tape prints and an error says.
 
-What differs from call to call is not stored in modules but in the calling thread: whether dropout is off, and what
-random numbers it draws. So several threads can use one model.
+What differs from call to call is not stored in modules but in the calling thread: whether they act as in eval mode,
+and what random numbers they draw. So several threads can use one model.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ _generator = ContextVar("generator", default=None)
 
 @contextlib.contextmanager
 def random_state(seed):
-    """Within this block, in this thread, what is random at each call (dropout) draws from a generator seeded so.
+    """Within this block, in this thread, what is random at each call (dropout, hidden patches) draws from a generator
+    seeded so.
 
     The training loop seeds each shard of each step by (seed, step, shard): the same masks for any number of threads.
     """
@@ -208,13 +209,15 @@ class Module:
                 p.grad[...] = 0
 
     def train(self, training=True):
-        """Switch dropout on (or off), here and below; returns the module."""
+        """Switch to train mode (or eval mode), here and below; returns the module. In train mode dropout is on, and
+        batch norm takes mean and variance from the batch."""
         for _, module in self.modules():
             module.training = training
         return self
 
     def eval(self):
-        """Switch dropout off, here and below; returns the module."""
+        """Switch to eval mode, here and below; returns the module. Dropout is off, and batch norm takes the mean and
+        variance that training has left."""
         return self.train(False)
 
     def astype(self, dtype):

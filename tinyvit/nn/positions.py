@@ -102,16 +102,17 @@ def shifts(grid, first):
 class RelativeSelfAttention(MultiHeadSelfAttention):
     """MSA that knows shifts, not places: scores are (qᵢ · kⱼ + qᵢ · r_(j-i)) / √K, r a learned vector for each shift.
 
-    Shapes as for MultiHeadSelfAttention; r (shifts, K) is shared by the heads of a layer and starts at deviation 0.02.
+    Shapes as for MultiHeadSelfAttention, `index` as `shifts` numbers them: (T, T), one array for all layers. r
+    (shifts, K) is shared by the heads of a layer and starts at deviation 0.02.
     The paper (appendix D.4) counts shifts along the sequence; here they are two-dimensional, rows and columns, as in
     Shaw et al. 2018 carried to images (Ramachandran et al. 2019). Swin and T5 add a learned number a head instead,
     which does not depend on the query.
     """
 
-    def __init__(self, width, heads, rng, grid, first):
+    def __init__(self, width, heads, rng, index):
         super().__init__(width, heads, rng)
-        self.index = shifts(grid, first)
-        self.shifts = Parameter(rng.normal(0, 0.02, (self.index.max() + 1, width // heads)).astype(np.float32))
+        self.index = index
+        self.shifts = Parameter(rng.normal(0, 0.02, (index.max() + 1, width // heads)).astype(np.float32))
 
     def forward(self, x, maps=None, bias=None):
         B, T, D = x.shape

@@ -42,7 +42,7 @@ def interpolate(grid, size, mode="corners"):
     grid = np.asarray(grid)
     if grid.ndim != 3 or 0 in grid.shape or grid.dtype.kind != "f":
         raise ValueError(f"grid must be floats (rows, columns, D), none of them 0, got {grid.dtype} {grid.shape}")
-    if len(size) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in size):
+    if np.shape(size) != (2,) or not all(isinstance(side, int | np.integer) and side >= 1 for side in size):
         raise ValueError(f"size must be (rows, columns), whole numbers from 1 up, got {size}")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")

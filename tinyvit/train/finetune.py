@@ -32,17 +32,30 @@ def begin(start, dataset, recipe, mode="corners"):
     of zeros for its classes; and the data with the start's mean and std. Arguments and errors as for `finetune`."""
     check_splits(dataset)
     _, h, w, C = dataset.train.images.shape
+    check_size(start, (h, w), recipe.batch_size)
     config = start.model.config
-    if not isinstance(start.model, ViT):
-        raise ValueError(f"fine-tuning needs a ViT or a hybrid, whose positions can be interpolated; got {config.kind}")
     if C != config.channels:
         raise ValueError(
             f"the model reads images of {_channels(config.channels)}, those of {dataset.name} have {_channels(C)}; "
             "start from a model that was trained on such images"
         )
-    check_memory(enlarged(config, (h, w)), recipe.batch_size)
     model = at_resolution(start.model, (h, w), mode, classes=len(dataset.classes), dropout=recipe.dropout)
     return model.train(), replace(dataset, mean=start.mean, std=start.std)
+
+
+def check_size(start, image_size, batch_size):
+    """Raises ValueError for a model without positions to interpolate, and for images of a size that its patches do not
+    divide or that no laptop can hold."""
+    config = start.model.config
+    if not isinstance(start.model, ViT):
+        raise ValueError(f"fine-tuning needs a ViT or a hybrid, whose positions can be interpolated; got {config.kind}")
+    check_memory(enlarged(config, image_size), batch_size)
+
+
+def origin(start, source, mode):
+    """What a fine-tuned run's config.toml says of the run `source` that it began with, the Classifier `start`."""
+    size = list(start.model.config.image_size)
+    return dict(run=str(source), data=start.data, image_size=size, epochs_done=start.epochs_done, mode=mode)
 
 
 def finetune(start, dataset, folder, recipe, *, mode="corners", source="", **options):
@@ -61,9 +74,7 @@ def finetune(start, dataset, folder, recipe, *, mode="corners", source="", **opt
     no laptop can hold, an unknown mode and an empty split; and what `fit` raises.
     """
     model, dataset = begin(start, dataset, recipe, mode)
-    size = list(start.model.config.image_size)
-    origin = dict(run=str(source), data=start.data, image_size=size, epochs_done=start.epochs_done, mode=mode)
-    return fit(recipe, dataset, folder, model=model, origin=origin, **options)
+    return fit(recipe, dataset, folder, model=model, origin=origin(start, source, mode), **options)
 
 
 def _channels(C):

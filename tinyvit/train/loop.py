@@ -35,7 +35,7 @@ from tinyvit.train.shards import Shards, cut
 
 CHECKPOINT = "checkpoint.safetensors"
 LINE = "loss {loss:.3f}  validation {validation_accuracy:.2%}  {images_per_second:,.0f} images/s"
-MOST_BYTES = 16 * 2**30  # of attention maps in a step; more is a mistake, not a laptop's job
+MOST_BYTES = 16 * 2**30  # of attention maps, or of a feature map, in a step; more is a mistake, not a laptop's job
 
 
 class TrainingError(Exception):
@@ -72,6 +72,17 @@ def new_folder(data, parent="runs"):
             n += 1
 
 
+def empty_folder(folder):
+    """The folder, made where it is missing. Raises TrainingError where there is something in it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise TrainingError(
+            f"the run's folder {folder} must be new or empty, so that nothing is lost; name another with --out"
+        )
+    return folder
+
+
 def configure(recipe, dataset):
     """The model's configuration: the recipe's preset, fitted to the data set's images and classes.
 
@@ -79,8 +90,13 @@ def configure(recipe, dataset):
     """
     check_splits(dataset)
     _, h, w, C = dataset.train.images.shape
+    return fitted(recipe, (h, w), channels=C, classes=len(dataset.classes))
+
+
+def fitted(recipe, image_size, **changes):
+    """The recipe's preset for images of that size, with changes: as `configure`, also before there are such images."""
     preset = PRESETS[recipe.preset]
-    changes = dict(image_size=(h, w), channels=C, classes=len(dataset.classes))
+    changes["image_size"] = image_size
     for name in ("patch", "dropout"):
         if hasattr(preset, name):
             changes[name] = getattr(recipe, name) or getattr(preset, name)
@@ -97,21 +113,29 @@ def check_splits(dataset):
 
 
 def check_memory(config, batch_size):
-    """The configuration as it is. Raises ValueError for more tokens than a laptop can hold."""
-    if not hasattr(config, "tokens"):
-        return config
-    maps = batch_size * config.depth * config.heads * config.tokens**2 * 4
-    if maps > MOST_BYTES:
-        h, w = config.image_size
+    """The configuration as it is. Raises ValueError for larger images, or more tokens, than a laptop can hold."""
+    h, w = config.image_size
+    tokens = getattr(config, "tokens", 0)
+    if tokens:
+        maps = batch_size * config.depth * config.heads * tokens**2 * 4
+        if maps > MOST_BYTES:
+            patches = " or larger patches (--patch)" if hasattr(config, "patch") else ""
+            raise ValueError(
+                f"images of {h}×{w} are {tokens:,} tokens, whose attention maps alone take {maps / 2**30:,.0f} GiB a "
+                f"batch; use smaller images (--image-size){patches}"
+            )
+    first = getattr(config, "widths", (config.channels,))[0]  # numbers for each pixel: a ResNet's, or the image's own
+    pixels = batch_size * h * w * first * 4
+    if pixels > MOST_BYTES:
         raise ValueError(
-            f"images of {h}×{w} in patches of {config.patch} are {config.tokens:,} tokens, whose attention maps alone "
-            f"take {maps / 2**30:,.0f} GiB a batch; use smaller images (--image-size) or larger patches (--patch)"
+            f"images of {h}×{w} with {first} numbers for each pixel take {pixels / 2**30:,.0f} GiB a batch; "
+            "use smaller images (--image-size)"
         )
     return config
 
 
 def evaluate(model, split, mean, std, run_all=map, batch_size=256):
-    """(accuracy, mean cross-entropy, probabilities (M, classes)) of `model` on the images of `split`, without dropout.
+    """(accuracy, mean cross-entropy, probabilities (M, classes)) of `model` on the images of `split`, in eval mode.
 
     `run_all(function, parts)` may spread the batches over threads.
     """
@@ -142,12 +166,7 @@ def fit(recipe, dataset, folder, *, model=None, origin=None, threads=None, say=p
     Returns a Run. Raises ValueError where the recipe does not fit the data, TrainingError for a non-finite loss or a
     folder in use, OSError where it cannot be written.
     """
-    model, folder = model or build(configure(recipe, dataset), recipe.seed), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise TrainingError(
-            f"the run's folder {folder} must be new or empty, so that nothing is lost; name another with --out"
-        )
+    model, folder = model or build(configure(recipe, dataset), recipe.seed), empty_folder(folder)
     loop = Loop(recipe, dataset, model, folder, origin)
     run = Run(folder, loop.model)
     say(
@@ -193,11 +212,7 @@ class Loop:
         self.optimizer = kind(self.model, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.step = 0
         self.steps_per_epoch = steps_per_epoch(len(dataset.train), recipe.batch_size)
-        self.about = dict(
-            recipe=asdict(recipe), model=to_dict(model.config), data=dataset.name, classes=list(dataset.classes),
-            mean=list(dataset.mean), std=list(dataset.std), **({"origin": origin} if origin else {}),
-        )  # fmt: skip
-        (folder / "config.toml").write_text(tomli_w.dumps(self.about | {"machine": machine()}), encoding="utf-8")
+        self.about = write_config(folder, recipe, model.config, dataset, origin)
 
     def workers(self, threads):
         """The Shards of this run."""
@@ -255,16 +270,32 @@ class Loop:
 
     def save(self, epochs_done):
         """Write the checkpoint: weights, the optimiser's state, how far the run is."""
-        tensors = {f"model.{name}": p.data for name, p in self.model.named_parameters()}
-        tensors |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
-        progress = dict(epochs_done=epochs_done, steps_done=self.step)
-        checkpoint.save(self.folder / CHECKPOINT, tensors, self.about | progress)
+        state = {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
+        save_model(self.folder, self.model, self.about, epochs_done, self.step, state)
+
+
+def write_config(folder, recipe, config, dataset, origin=None):
+    """Write config.toml: all that a run is a function of. Returns it as a dict, which the checkpoint holds too."""
+    about = dict(
+        recipe=asdict(recipe), model=to_dict(config), data=dataset.name, classes=list(dataset.classes),
+        mean=list(dataset.mean), std=list(dataset.std), **({"origin": origin} if origin else {}),
+    )  # fmt: skip
+    (folder / "config.toml").write_text(tomli_w.dumps(about | {"machine": machine()}), encoding="utf-8")
+    return about
+
+
+def save_model(folder, model, about, epochs_done, steps_done, state=()):
+    """Write the checkpoint that `tinyvit.load` reads; `state` is an optimiser's, as {name: array}."""
+    tensors = {f"model.{name}": p.data for name, p in model.named_parameters()} | dict(state)
+    progress = dict(epochs_done=epochs_done, steps_done=steps_done)
+    checkpoint.save(folder / CHECKPOINT, tensors, about | progress)
 
 
 def take_step(shards, optimizer, batch, lr, clip, where, diverged):
     """Gradient of a batch (images, labels, smoothing, seed), clip, step. Returns (loss, images that were right,
     gradient norm before clipping). Where one is not finite it raises TrainingError with the words `diverged(what)`, and
-    the parameters stay as they were."""
+    the parameters stay as they were. (Batch norm's running statistics do not: they have seen the batch. What is whole
+    is the checkpoint of the last good epoch.)"""
     loss, right = shards.gradient(*batch)
     with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for it
         norm = optimizer.clip_gradients(clip)
@@ -284,8 +315,9 @@ def progress_bar(images, bar):
 
 def describe(model):
     """A model in a few words."""
-    tokens = f", {model.config.tokens} tokens" if hasattr(model.config, "tokens") else ""
-    return f"{type(model).__name__} with {model.parameter_count():,} parameters{tokens}"
+    tokens = getattr(model.config, "tokens", 0)
+    words = f"{type(model).__name__} with {model.parameter_count():,} parameters"
+    return f"{words}, {tokens} tokens" if tokens else words
 
 
 def machine():

@@ -13,7 +13,15 @@ import numpy as np
 from tinyvit import kernels, optim
 from tinyvit.data import batches
 from tinyvit.data.batches import steps_per_epoch
-from tinyvit.train.loop import Interrupt, TrainingError, progress_bar, take_step
+from tinyvit.train.loop import (
+    Interrupt,
+    TrainingError,
+    empty_folder,
+    progress_bar,
+    save_model,
+    take_step,
+    write_config,
+)
 from tinyvit.train.shards import Shards
 
 
@@ -31,7 +39,7 @@ def pretrain(
         epochs, batch_size, lr, warmup, weight_decay, clip, seed, shards: as in a `Recipe`.
         augment: an `Augment` or None.
         validate: validate(model) -> a number to keep low, called after each epoch. Where it is given, the model ends
-            with the parameters of its best epoch (early stopping).
+            with the parameters and statistics of its best epoch (early stopping).
         threads, bar: as for `fit`.
 
     Returns the history, a dict an epoch. Ctrl-C ends the run with the step. Raises TrainingError for a loss that is not
@@ -40,7 +48,7 @@ def pretrain(
     optimizer = optim.AdamW(model, lr=lr, weight_decay=weight_decay)
     steps, C = steps_per_epoch(len(split), batch_size), split.images.shape[-1]
     total = epochs * steps
-    best, best_values = math.inf, None
+    best, best_state = math.inf, None
     history = []
 
     def diverged(what):
@@ -74,10 +82,26 @@ def pretrain(
             if validate is not None:
                 row["validation"] = float(validate(model))
                 if row["validation"] < best:
-                    best, best_values = row["validation"], optimizer.flat.values.copy()
+                    best, best_state = row["validation"], model.state_dict()
             history.append(row)
             if not (np.isfinite(optimizer.flat.values).all() and math.isfinite(row.get("validation", 0.0))):
                 raise TrainingError(diverged(f"not finite after epoch {epoch + 1}: {row}"))
-    if best_values is not None:
-        optimizer.flat.values[...] = best_values
+    if best_state is not None:
+        model.load_state_dict(best_state)
     return history
+
+
+def save_pretrained(model, folder, recipe, dataset):
+    """Write a pre-trained ImageModel into a folder (made, or empty) as `fit` writes a run, so that `tinyvit.load`,
+    `tinyvit figures` and `tinyvit finetune` read it. Its head has learned nothing; fine-tuning puts on a new one.
+
+    Args:
+        recipe: how it was trained, as a Recipe.
+        dataset: whose mean and std normalised the images, and whose classes the head has.
+
+    Raises TrainingError for a folder in use, OSError where it cannot be written.
+    """
+    folder = empty_folder(folder)
+    about = write_config(folder, recipe, model.config, dataset)
+    steps = recipe.epochs * steps_per_epoch(len(dataset.train), recipe.batch_size)
+    save_model(folder, model, about, recipe.epochs, steps)

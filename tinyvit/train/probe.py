@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyvit import kernels
+
 STRENGTHS = tuple(10.0**k for k in range(1, -7, -1))  # from strong to weak: each fit starts at the one before
 
 
@@ -30,7 +32,7 @@ class Probe:
 
     def predict(self, features):
         """Class probabilities (M, classes) of features (M, D)."""
-        return _softmax(((features - self.mean) / self.std) @ self.weight + self.bias)
+        return kernels.softmax(((features - self.mean) / self.std) @ self.weight + self.bias)
 
 
 def linear_probe(train, validation, test, strengths=STRENGTHS):
@@ -81,7 +83,7 @@ def fit_logistic(x, y, strength, start):
     def objective(flat):
         solution = flat.reshape(start.shape)
         z = x @ solution[:-1] + solution[-1]
-        p = _softmax(z)
+        p = kernels.softmax(z)
         loss = -np.log(np.maximum(p[rows, y], 1e-300)).mean() + strength / 2 * (solution[:-1] ** 2).sum()
         p[rows, y] -= 1  # d loss / d z, times M
         gradient = np.vstack([x.T @ p, p.sum(axis=0)]) / len(y)
@@ -103,11 +105,6 @@ def _checked(name, features, labels):
     if not np.isfinite(features).all():
         raise ValueError(f"{name}: features must be finite")
     return features, labels
-
-
-def _softmax(z):
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
 
 
 def _score(probe, features, labels):

@@ -23,6 +23,7 @@ from tinyvit import functional as F
 from tinyvit import kernels
 from tinyvit.memory import Pool
 from tinyvit.nn import composed, random_state, recording_statistics
+from tinyvit.nn.module import recording_statistics_now
 from tinyvit.tensor import check_finite
 
 
@@ -121,10 +122,11 @@ class Shards:
         """Put the gradient of the batch's mean loss into `flat.gradients`.
 
         Args:
-            images: (B, h, w, C) float32. labels: (B,) int64.
+            images, labels: what the objective takes, B of each: with the default one (B, h, w, C) float32 and (B,)
+                int64.
             seed: tuple of integers; with the shard's number appended it seeds what is random inside the model.
 
-        Returns (mean loss, number of images classified right).
+        Returns (mean loss, how many are right, as the objective counts them).
         """
         if not len(images) == len(labels) > 0:
             raise ValueError(f"a batch needs a label for each image, got {len(images)} images, {len(labels)} labels")
@@ -134,6 +136,8 @@ class Shards:
             if part.start < part.stop
         ]
 
+        record = recording_statistics_now()  # as in this thread, so in all
+
         def run(part):
             i, x, y = part
             weight = len(y) / len(labels)
@@ -141,7 +145,7 @@ class Shards:
             self.gradients[i][...] = 0
             # An overflow shows in the loss; NumPy's warning, once per thread, would only hide the message below it.
             quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
-            with memory, random_state((*seed, i)), recording_statistics(i == parts[0][0]), quiet:
+            with memory, random_state((*seed, i)), recording_statistics(record and i == parts[0][0]), quiet:
                 loss, right = self.objective(self.replicas[i], x, y, smoothing)
                 loss.backward(weight)
             return loss.item() * weight, right
@@ -154,7 +158,7 @@ class Shards:
 
     def culprit(self, images, labels, smoothing, seed):
         """Compute the batch again and say where the first NaN or infinity comes from; the parameters must be
-        unchanged."""
+        unchanged. Running statistics stay as they are."""
         for p in self.flat.parameters:
             if not np.isfinite(p.data).all():
                 return f"the parameter {p.name} itself is not finite"
@@ -162,7 +166,7 @@ class Shards:
             return "the images themselves are not finite"
         pool, self.pool = self.pool, None  # check_finite acts on this thread
         try:
-            with check_finite(), composed():
+            with check_finite(), composed(), recording_statistics(False):
                 self.gradient(images, labels, smoothing, seed)
         except FloatingPointError as error:
             return str(error)
