@@ -23,6 +23,21 @@ def test_links_lead_somewhere(target):
     assert target.startswith("https://") or (README.parent / target).exists()
 
 
+@pytest.mark.parametrize("anchor", sorted(set(re.findall(r"\]\(#([^)]+)\)", TEXT))))
+def test_anchors_are_headings(anchor):
+    """GitHub makes them of a heading: small letters, no punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", TEXT, re.M)
+    assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_tests_and_examples_it_names_exist():
+    root = README.parent
+    for name in set(re.findall(r"`(test_\w+\.py)`", TEXT)):
+        assert (root / "tests" / name).exists(), name
+    for name in set(re.findall(r"python (\w+/\w+\.py)", TEXT)):
+        assert (root / name).exists(), name
+
+
 def test_the_two_commands_are_the_first_ones():
     commands = re.findall(r"^python3 run\.py \w+", TEXT, re.M)
     assert commands[:2] == ["python3 run.py train", "python3 run.py test"]

@@ -9,6 +9,8 @@
     augmented       convolution and attention side by side
     igpt            learning images by guessing the next pixel
     masked          learning images by guessing the colours of hidden patches
+
+A checkpoint holds a configuration's fields and its `kind`; of these `build` makes the model again.
 """
 
 from dataclasses import asdict
