@@ -1,6 +1,6 @@
 """What the runs of `inductive_bias.py` say, as tables and as pictures; no training, so it takes a second.
 
-python examples/inductive_bias_report.py RESULTS.json [--report F] [--picture F]
+    python examples/inductive_bias_report.py RESULTS.json [--report F] [--picture F]
 """
 
 import argparse
@@ -32,7 +32,7 @@ def errors(results, model, patch=0):
 
 def spread(values):
     """Mean ± standard deviation over the seeds."""
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.2f}"
+    return f"{np.mean(values):.2f} ± {np.std(values):.2f}"
 
 
 def images_needed(results, model, error):
@@ -49,6 +49,10 @@ def report(results):
     """The results as lines of Markdown."""
     study, names = results["study"], list(results["parameters"])
     first, last = names[0], names[-1]
+    yield f"# Inductive bias: {study['data']}, {study['seconds']:g} CPU seconds a run"
+    yield ""
+    yield f"`python examples/inductive_bias.py {study['data']}`; what it means stands at the top of that file."
+    yield ""
     yield f"Test accuracy on {study['data']} in %, mean ± standard deviation over the seeds"
     yield ""
     yield "| training images | " + " | ".join(names) + f" | {first}'s errors / {last}'s | {last} gets there with |"
@@ -160,10 +164,8 @@ def draw_shifts(results):
     moving.set(xlabel="moved by pixels", ylabel="test accuracy, %", title="moved")
     testing.set(xlabel="cut into", title="shuffled when testing")
     testing.set_xticks(range(1 + len(study["grids"])), [f"{n}×{n}" if n > 1 else "whole" for n in (1, *study["grids"])])
-    training.set(ylabel="test error", xlabel="patches", title="shuffled from the start")
-    training.set_xticks(
-        range(1 + len(study["shuffles"])), ["whole", *(f"{p}×{p}" if p > 1 else "pixels" for p in study["shuffles"])]
-    )
+    training.set(ylabel="test error", xlabel="side of the patches", title="shuffled from the start")
+    training.set_xticks(range(1 + len(study["shuffles"])), ["whole", *(f"{p} px" for p in study["shuffles"])])
     logarithmic(training, (1, 2, 3, 5, 10, 20, 30), "{x:g} %")
     handles = [*moving.get_lines()[:: 1 + len(study["shifts"])][1::2], *plain_lines()]
     small, large = (f"{size:,} images" for size in study["examined"])

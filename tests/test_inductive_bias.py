@@ -101,7 +101,7 @@ def test_the_budget(monkeypatch):
 def test_the_best_look_is_kept():
     """Protects: what is tested is the model that was best on validation, not the last one."""
     dataset = study_of.prepared(TINY, 100, seed=0)
-    model, _, looks = study_of.train(TINY.contenders["ViT"], dataset, 50, steps=12, seed=0)
+    model, _, looks = study_of.train(TINY.contenders["ViT"], 1.0, dataset, 50, steps=12, seed=0)
     accuracy, _, _ = tv.train.evaluate(model, dataset.validation, dataset.mean, dataset.std)
     assert len(looks) == study_of.LOOKS and accuracy == max(look["validation"] for look in looks)
 
