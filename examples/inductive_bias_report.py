@@ -1,6 +1,8 @@
-"""What the runs of `inductive_bias.py` say, as tables and as pictures; no training, so it takes a second.
+"""What the runs of `inductive_bias.py` say, as tables and as pictures.
 
     python examples/inductive_bias_report.py RESULTS.json [--report F] [--picture F]
+
+Nothing is trained, so it takes a second.
 """
 
 import argparse
