@@ -1,0 +1,125 @@
+"""What every chapter uses: `check` after each step, `figure` and `show` to draw, `slider` to play.
+
+Importing this sets matplotlib's style for the notebook: the package's own, whose colours colour-blind readers can tell
+apart.
+"""
+
+import os
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from IPython.display import display
+
+from tinyvit.tensor import Tensor
+from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, STYLE, WIDTH, Picture
+
+GREEN, PINK, SKY = "#009E73", "#CC79A7", "#56B4E9"  # with BLUE and ORANGE five of Okabe and Ito's colours
+CYCLE = cycler(color=[BLUE, ORANGE, GREEN, PINK, SKY, INK])
+
+matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": CYCLE, "image.cmap": "viridis", "text.parse_math": True})
+
+
+class CheckFailed(AssertionError):
+    """A step that is not right yet. A notebook shows the message alone, not how the program got there."""
+
+    def _render_traceback_(self):
+        return [f"✗ {self}"]
+
+
+def check(name, got, expected, *, tolerance=1e-6, hint=""):
+    """Say whether a step is right: its shape, then its values.
+
+    Args:
+        name: what is checked, in a word or two.
+        got: the reader's result: a number, array, Tensor, tuple, string or bool. None and `...` mean "not done yet".
+        expected: what it must be.
+        tolerance: largest accepted difference |got - expected|, as a share of the largest |expected| or of 1.
+        hint: what to look at when it is wrong.
+
+    Raises CheckFailed that says what must hold, what came instead, and the hint.
+    """
+    if got is None or got is ...:
+        print(f"○ {name}: not done yet. Replace the dots, then run the cell again.")
+        return
+    hint = f"\n  Hint: {hint}" if hint else ""
+    got, expected = (x.data if isinstance(x, Tensor) else x for x in (got, expected))
+    if isinstance(expected, str | bool) or isinstance(expected, tuple) and isinstance(got, tuple):
+        if got != expected:
+            raise CheckFailed(f"{name}: must be {expected!r}, but is {got!r}{hint}")
+        print(f"✓ {name}: {expected!r}")
+        return
+    got, expected = np.asarray(got), np.asarray(expected)
+    if got.shape != expected.shape:
+        raise CheckFailed(f"{name}: the shape must be {expected.shape}, but is {got.shape}{hint}")
+    if not np.issubdtype(got.dtype, np.number) and got.dtype != bool:
+        raise CheckFailed(f"{name}: must hold numbers, but holds {got.dtype}{hint}")
+    shape = f"shape {got.shape}, " if got.ndim else ""
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    difference = np.abs(got - expected)
+    difference[(got == expected) | (np.isnan(got) & np.isnan(expected))] = 0  # inf - inf is NaN
+    scale = max(1.0, np.abs(expected[np.isfinite(expected)]).max(initial=0))
+    # Written so that NaN fails.
+    if not (difference <= tolerance * scale).all():
+        worst = np.unravel_index(np.argmax(np.where(np.isnan(difference), np.inf, difference)), difference.shape)
+        at = f" at {tuple(int(i) for i in worst)}" if worst else ""
+        wrong = np.count_nonzero(~(difference <= tolerance * scale))
+        share = f"; {wrong} of {got.size} entries are wrong" if got.ndim else ""
+        raise CheckFailed(f"{name}: must be {expected[worst]:.6g}{at}, but is {got[worst]:.6g}{share}{hint}")
+    largest = difference.max(initial=0)
+    print(f"✓ {name}: {shape}" + (f"largest difference {largest:.1e}" if largest else "equal to the last bit"))
+
+
+def figure(rows=1, columns=1, *, height=2.2, **options):
+    """An empty figure as wide as the text and its axes: (figure, axes), one axes or an array of them.
+
+    height: in inches. options: for `Figure.subplots`, such as sharey=True or width_ratios=[1, 2].
+    """
+    drawn = Picture(figsize=(WIDTH, height))
+    return drawn, drawn.subplots(rows, columns, **options)
+
+
+def images(axes, pictures, titles=(), **options):
+    """Draw grey or RGB pictures into a row of axes, without ticks. options: for `Axes.imshow`."""
+    options = {"cmap": "gray", "interpolation": "nearest"} | options
+    for i, (ax, picture) in enumerate(zip(np.ravel(axes), pictures, strict=True)):
+        ax.imshow(np.squeeze(picture), **options)
+        ax.set(xticks=[], yticks=[], title=titles[i] if i < len(titles) else "")
+        ax.grid(False)
+
+
+def show(drawn, alt):
+    """Show a figure with a description for those who cannot see it.
+
+    alt: what the figure shows and what follows from it, in a sentence or two.
+    """
+    png = drawn._repr_png_()
+    display({"image/png": png, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def slider(draw, values, label, alt, start=None):
+    """A slider that redraws a figure; without a running kernel, for example on the web, the figure alone.
+
+    Args:
+        draw: a function of one value that returns a figure.
+        values: what the slider can be set to.
+        label: what the slider sets.
+        alt: describes the figure at `start`.
+        start: the value to begin with; the middle one unless told.
+    """
+    values = list(values)
+    start = values[len(values) // 2] if start is None else start
+    if os.environ.get("TINYVIT_STATIC"):  # `execute.py`: what is saved must not need a kernel
+        return show(draw(start), alt)
+    from ipywidgets import SelectionSlider, interact
+
+    control = SelectionSlider(
+        options=[(f"{v:g}" if isinstance(v, float) else str(v), v) for v in values],
+        value=start, description=label, continuous_update=False, style={"description_width": "initial"},
+    )  # fmt: skip
+    interact(lambda value: show(draw(value), alt), value=control)
+
+
+__all__ = [
+    "BLUE", "GREEN", "GREY", "INK", "ORANGE", "PINK", "SKY", "CheckFailed", "check", "figure", "images", "show", "slider",
+]  # fmt: skip
