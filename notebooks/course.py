@@ -9,7 +9,6 @@ import os
 import matplotlib
 import numpy as np
 from cycler import cycler
-from IPython.display import display
 
 from tinyvit.tensor import Tensor
 from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, STYLE, WIDTH, Picture
@@ -56,8 +55,9 @@ def check(name, got, expected, *, tolerance=1e-6, hint=""):
         raise CheckFailed(f"{name}: must hold numbers, but holds {got.dtype}{hint}")
     shape = f"shape {got.shape}, " if got.ndim else ""
     got, expected = got.astype(np.float64), expected.astype(np.float64)
-    difference = np.abs(got - expected)
-    difference[(got == expected) | (np.isnan(got) & np.isnan(expected))] = 0  # inf - inf is NaN
+    same = (got == expected) | (np.isnan(got) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):  # inf - inf
+        difference = np.where(same, 0, np.abs(got - expected))
     scale = max(1.0, np.abs(expected[np.isfinite(expected)]).max(initial=0))
     # Written so that NaN fails.
     if not (difference <= tolerance * scale).all():
@@ -93,6 +93,8 @@ def show(drawn, alt):
 
     alt: what the figure shows and what follows from it, in a sentence or two.
     """
+    from IPython.display import display  # here, so that `check` can be tested without Jupyter
+
     png = drawn._repr_png_()
     display({"image/png": png, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
 

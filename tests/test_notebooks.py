@@ -1,0 +1,204 @@
+"""The chapters keep the course's promises: their form, their order, their links. Running them is notebooks/execute.py."""
+
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import tinyvit as tv
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+sys.path.insert(0, str(NOTEBOOKS))
+import contents  # noqa: E402
+from course import CheckFailed, check  # noqa: E402
+
+CHAPTERS = contents.chapters()
+GIVEN = ("tinyvit.data", "tinyvit.viz.figure")  # to load images and to draw; no chapter hangs on how they work
+each = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
+
+
+def test_the_chapters_are_numbered_from_00():
+    assert [c.path.name[:2] for c in CHAPTERS] == [f"{i:02}" for i in range(len(CHAPTERS))]
+    assert all(re.match(rf"# {c.path.name[:2]} · \S", c.source(0)) for c in CHAPTERS)
+
+
+@each
+def test_a_chapter_is_short_enough(chapter):
+    assert len(chapter.cells) <= 40
+    for i in chapter.code():
+        lines = chapter.source(i).splitlines()
+        assert len(lines) <= 25 and max(map(len, lines)) <= 120, f"cell {i}"
+    assert chapter.path.stat().st_size < 1_000_000
+
+
+@each
+def test_it_was_saved_after_a_whole_run(chapter):
+    """Protects: what the web shows is what the code does, in order, without an error, a widget or somebody's paths."""
+    cells = [chapter.cells[i] for i in chapter.code()]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error"
+            assert output.get("name") != "stderr", output["text"]
+            assert not [kind for kind in output.get("data", ()) if "widget" in kind]
+            said = "".join(output.get("text", ())) + "".join(output.get("data", {}).get("text/plain", ()))
+            assert not re.search(r"/(home|root|tmp|work|Users)/|<\w+(\.\w+)* (object )?at 0x", said), said
+
+
+@each
+def test_every_figure_is_described(chapter):
+    assert chapter.figures()
+    for output in chapter.figures():
+        alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+        assert len(alt) >= 40, "use show(figure, alt): what the figure shows and what follows from it"
+
+
+@each
+def test_it_has_exercises_questions_and_a_way_on(chapter):
+    assert 3 <= len(chapter.exercises()) <= 5
+    text = chapter.text()
+    questions = re.search(r"^## Five questions$(.*?)^## Recap$", text, re.M | re.S)
+    assert questions and re.findall(r"^(\d)\. ", questions[1], re.M) == list("12345")
+    assert questions[1].count("<details>") == 5
+    assert text.count("<details>") == text.count("</details>") == 5 + len(chapter.exercises())
+    assert "## Now read" in text.split("## Recap")[1]
+    assert isinstance(chapter.metadata["minutes"], int)
+
+
+@each
+def test_every_step_is_checked(chapter):
+    assert chapter.checks() >= 8
+
+
+@each
+def test_its_links_name_the_lines_as_they_are(chapter):
+    """Protects: "now read" points at what it names. `python notebooks/execute.py --save` renews the lines."""
+    text = chapter.text()
+    assert contents.LINES.search(text) and contents.with_lines(text) == text
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert target.startswith("https://") or (NOTEBOOKS / target).exists(), target
+
+
+def names(code):
+    """What a piece of code uses of the package, as (module, name, ...) chains."""
+    tree, aliases, chains = ast.parse(code), {"tv": ("tinyvit",), "tinyvit": ("tinyvit",)}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tinyvit":
+            for alias in node.names:
+                aliases[alias.asname or alias.name] = (*node.module.split("."), alias.name)
+                chains.add(aliases[alias.asname or alias.name])
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "tinyvit" and alias.asname:
+                    aliases[alias.asname] = tuple(alias.name.split("."))
+                    chains.add(aliases[alias.asname])
+    for node in ast.walk(tree):
+        chain = []
+        while isinstance(node, ast.Attribute):
+            chain.insert(0, node.attr)
+            node = node.value
+        if isinstance(node, ast.Name) and node.id in aliases and chain:
+            chains.add((*aliases[node.id], *chain))
+    return chains
+
+
+def home(chain):
+    """Where what a chain names is defined: `tinyvit.functional.softmax` for tv.functional.softmax and for an import."""
+    thing, where = importlib.import_module("tinyvit"), "tinyvit"
+    for part in chain[1:]:
+        if isinstance(thing, ModuleType):
+            where = f"{thing.__name__}.{part}"
+            if not hasattr(thing, part):
+                importlib.import_module(where)
+        thing = getattr(thing, part)
+        if isinstance(thing, ModuleType):
+            where = thing.__name__
+        elif getattr(thing, "__module__", None) and getattr(thing, "__qualname__", None):
+            return f"{thing.__module__}.{thing.__qualname__}"
+        else:
+            return where
+    return where
+
+
+def explained(where):
+    """The chapter that explains a name: the one whose `introduces` fits it best; -1 for what is given."""
+    fits = [(len(given), -1) for given in GIVEN if f"{where}.".startswith(f"{given}.")]
+    for number, chapter in enumerate(CHAPTERS):
+        fits += [(len(i), number) for i in chapter.metadata["introduces"] if f"{where}.".startswith(f"{i}.")]
+    return max(fits, key=lambda fit: (fit[0], -fit[1]), default=(0, None))[1]
+
+
+@each
+def test_it_uses_only_what_has_been_explained(chapter):
+    """Protects: nobody meets in chapter n what only chapter n + 1 explains."""
+    number = int(chapter.path.name[:2])
+    code = "\n".join([chapter.source(i) for i in chapter.code()] + [e.answer for e in chapter.exercises()])
+    early = {}
+    for chain in names(code):
+        where = home(chain)
+        modules_only = isinstance(sys.modules.get(where), ModuleType)
+        by = explained(where)
+        if not (modules_only and by is None) and (by is None or by > number):  # `tv.nn` by itself says nothing
+            early[where] = by
+    assert not early, "explained later (None: nowhere)"
+
+
+@each
+def test_what_it_introduces_exists(chapter):
+    for name in chapter.metadata["introduces"]:
+        assert home(tuple(name.split("."))).startswith(name), name
+
+
+def test_the_table_of_chapters_is_up_to_date():
+    """`python notebooks/execute.py --save` renews it."""
+    text = (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
+    assert contents.with_table(text) == text and contents.table() in text
+
+
+def test_check_accepts_what_is_right(capsys):
+    check("a", np.ones((2, 3)), np.ones((2, 3)) + 1e-9)
+    check("b", tv.Tensor([1.0, np.nan, np.inf]), [1, np.nan, np.inf])
+    check("c", (2, 3), (2, 3))
+    check("d", 1e9 + 1, 1e9)
+    check("e", np.zeros(0), np.zeros(0))
+    check("f", np.array([True]), np.array([True]))
+    assert capsys.readouterr().out.splitlines() == [
+        "✓ a: shape (2, 3), largest difference 1.0e-09",
+        "✓ b: shape (3,), equal to the last bit",
+        "✓ c: (2, 3)",
+        "✓ d: largest difference 1.0e+00",
+        "✓ e: shape (0,), equal to the last bit",
+        "✓ f: shape (1,), equal to the last bit",
+    ]
+
+
+@pytest.mark.parametrize(
+    "got, expected, says",
+    [
+        (np.ones((3, 2)), np.ones((2, 3)), "the shape must be (2, 3), but is (3, 2)"),
+        ([1.0, 2.0], [1.0, 3.0], "must be 3 at (1,), but is 2; 1 of 2 entries are wrong"),
+        ([1.0, np.nan], [1.0, 3.0], "must be 3 at (1,), but is nan"),
+        ([1.0, np.inf], [1.0, -np.inf], "must be -inf at (1,), but is inf"),
+        (2.0, 1.0, "must be 1, but is 2"),
+        ("N", "B", "must be 'B', but is 'N'"),
+        (False, True, "must be True, but is False"),
+        ((2, 3), (3, 2), "must be (3, 2), but is (2, 3)"),
+        ("two", 2.0, "must hold numbers"),
+        ([object()], [2.0], "must hold numbers"),
+    ],
+)
+def test_check_says_what_is_wrong(got, expected, says):
+    with pytest.raises(CheckFailed, match=re.escape(says)) as caught:
+        check("step", got, expected, hint="look at the axis")
+    assert str(caught.value).startswith("step: ") and str(caught.value).endswith("\n  Hint: look at the axis")
+
+
+@pytest.mark.parametrize("nothing", [None, ...])
+def test_check_waits_for_an_answer(nothing, capsys):
+    check("step", nothing, 1.0)
+    assert capsys.readouterr().out.startswith("○ step: not done yet")
