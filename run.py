@@ -3,6 +3,7 @@
 
     python3 run.py train [...]      train a first model; `train --help` lists what you can change
     python3 run.py test [...]       run the tests; further arguments go to pytest
+    python3 run.py notebooks [...]  open the course in JupyterLab; further arguments go to it
     python3 run.py COMMAND [...]    any other tinyvit command: eval, predict, figures, info, data
 
 The first run makes a virtual environment, .venv, next to this file and installs into it what the command
@@ -223,7 +224,9 @@ def main(arguments):
     elif arguments[0] == "notebooks":
         if not os.path.isdir(notebooks):
             fail("there are no notebooks in this copy (no folder {})".format(notebooks))
-        extra, command, folder = "notebooks", ["-m", "jupyterlab"] + arguments[1:], notebooks
+        # From the top folder, so that a chapter's links to tinyvit/ open, too.
+        first = os.path.join("notebooks", "00-the-map.ipynb")
+        extra, command, folder = "notebooks", ["-m", "jupyterlab", first] + arguments[1:], ROOT
     else:  # -P: a random.py or a folder tinyvit/ in the folder where the user stands would be imported first
         extra, command, folder = "", ["-P", os.path.join(ROOT, "tinyvit", "__main__.py")] + arguments, None
     try:

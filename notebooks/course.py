@@ -53,7 +53,7 @@ def check(name, got, expected, *, tolerance=1e-6, hint=""):
         raise CheckFailed(f"{name}: the shape must be {expected.shape}, but is {got.shape}{hint}")
     if not np.issubdtype(got.dtype, np.number) and got.dtype != bool:
         raise CheckFailed(f"{name}: must hold numbers, but holds {got.dtype}{hint}")
-    shape = f"shape {got.shape}, " if got.ndim else ""
+    what = f"shape {got.shape}" if got.ndim else f"{got:.6g}"
     got, expected = got.astype(np.float64), expected.astype(np.float64)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     with np.errstate(invalid="ignore"):  # inf - inf
@@ -67,7 +67,7 @@ def check(name, got, expected, *, tolerance=1e-6, hint=""):
         share = f"; {wrong} of {got.size} entries are wrong" if got.ndim else ""
         raise CheckFailed(f"{name}: must be {expected[worst]:.6g}{at}, but is {got[worst]:.6g}{share}{hint}")
     largest = difference.max(initial=0)
-    print(f"✓ {name}: {shape}" + (f"largest difference {largest:.1e}" if largest else "equal to the last bit"))
+    print(f"✓ {name}: {what}, " + (f"largest difference {largest:.1e}" if largest else "equal to the last bit"))
 
 
 def figure(rows=1, columns=1, *, height=2.2, **options):
@@ -123,5 +123,6 @@ def slider(draw, values, label, alt, start=None):
 
 
 __all__ = [
-    "BLUE", "GREEN", "GREY", "INK", "ORANGE", "PINK", "SKY", "CheckFailed", "check", "figure", "images", "show", "slider",
+    "BLUE", "GREEN", "GREY", "INK", "ORANGE", "PINK", "SKY", "CheckFailed", "check", "figure", "images", "show",
+    "slider",
 ]  # fmt: skip

@@ -28,9 +28,9 @@ for trouble in here.glob("pip-fails.txt"):
     sys.exit(trouble.read_text())
 for site in here.glob(".venv/[Ll]ib/**/site-packages"):
     (site / "tinyvit.pth").write_text(str(here))
-if "[test]" in sys.argv[-1]:
-    for folder in here.glob(".venv/[bS][ic][nr]*"):  # bin or Scripts
-        program = folder / ("pytest.exe" if folder.name == "Scripts" else "pytest")
+for extra, name in ("[test]", "pytest"), ("[notebooks]", "jupyter-lab"):
+    for folder in here.glob(".venv/[bS][ic][nr]*") if extra in sys.argv[-1] else ():  # bin or Scripts
+        program = folder / (name + ".exe" if folder.name == "Scripts" else name)
         program.touch()
         program.chmod(0o755)
 """
@@ -319,6 +319,17 @@ def test_ctrl_c_in_the_first_moment_is_quiet(project, capfd):
     (project.folder / "tinyvit" / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     assert project.run.main(["train"]) == 130
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_notebooks_open_the_first_chapter(project, capfd):
+    """From the top folder: JupyterLab opens nothing above the folder it starts in, and chapters link to tinyvit/."""
+    (project.folder / "notebooks").mkdir()
+    (project.folder / "jupyterlab.py").write_text("import os, sys; print(sys.argv[1:], os.getcwd())")
+    assert project.run.main(["notebooks", "--no-browser"]) == 0
+    first = str(Path("notebooks", "00-the-map.ipynb"))
+    assert capfd.readouterr().out == f"{[first, '--no-browser']} {project.folder}\n"
+    assert project.installed() == [".[notebooks]"]
+    assert (RUN.parent / first).exists()
 
 
 def test_usage_and_missing_notebooks(project, capsys):
