@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -202,3 +204,94 @@ def test_check_says_what_is_wrong(got, expected, says):
 def test_check_waits_for_an_answer(nothing, capsys):
     check("step", nothing, 1.0)
     assert capsys.readouterr().out.startswith("○ step: not done yet")
+
+
+EXERCISE = """def double(x):
+    ...
+
+
+check("double", double(2), 4)
+"""
+ANSWER = """<details><summary>Answer</summary>
+
+```python
+def double(x):
+    return {answer}
+```
+
+```python
+def double(x):
+    return {mistake}
+```
+
+</details>"""
+
+
+def written(folder, cells, name="00-small.ipynb"):
+    """A chapter of Markdown and code cells, ("markdown" or "code", source)."""
+    cells = [
+        {"cell_type": kind, "id": f"c{i}", "metadata": {}, "source": source}
+        | ({"execution_count": None, "outputs": []} if kind == "code" else {})
+        for i, (kind, source) in enumerate(cells)
+    ]
+    metadata = {"tinyvit": {"minutes": 1, "introduces": []}}
+    text = json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    """notebooks/execute.py, at work in an empty folder."""
+    pytest.importorskip("nbclient", reason='needs pip install -e ".[notebooks]"')
+    pytest.importorskip("ipykernel")
+    shutil.copy(NOTEBOOKS / "course.py", tmp_path)
+    monkeypatch.setattr(contents, "HERE", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
+    (tmp_path / "README.md").write_text("<!-- chapters -->\n\n<!-- end -->\n")
+    module = importlib.import_module("execute")
+    monkeypatch.setattr(sys, "argv", ["execute.py"])
+    return module
+
+
+def exercise(answer="2 * x", mistake="x**3", setup="from course import check"):
+    return [
+        ("markdown", "# 00 · Small\nRead [`tinyvit/tensor.py`: `Tensor.backward`](x)."),
+        ("code", setup),
+        ("markdown", "### Exercise 1\nDouble it."),
+        ("code", EXERCISE),
+        ("markdown", ANSWER.format(answer=answer, mistake=mistake)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "cells, says",
+    [
+        (exercise(), ""),
+        (exercise(answer="3 * x"), "double: must be 4, but is 6"),
+        (exercise(answer="None"), "the answer does not pass"),
+        (exercise(mistake="x + x"), "the usual mistake passes the check"),
+        (exercise(setup="from course import check; 1 / 0"), "ZeroDivisionError"),
+        (exercise()[:-1] + [("markdown", "no answer")], "Exercise 1: below its text must stand"),
+    ],
+    ids=["right", "wrong answer", "no answer", "harmless mistake", "broken cell", "not folded"],
+)
+def test_execute_tells_right_from_wrong(execute, tmp_path, monkeypatch, capfd, cells, says):
+    written(tmp_path, cells)
+    monkeypatch.setattr(sys, "argv", ["execute.py", "--answers"])
+    assert execute.main() == bool(says)
+    assert says in capfd.readouterr().out
+
+
+def test_execute_saves_what_does_not_differ_from_run_to_run(execute, tmp_path, monkeypatch):
+    path = written(tmp_path, exercise())
+    monkeypatch.setattr(sys, "argv", ["execute.py", "--save", "00"])
+    assert execute.main() == 0
+    first = path.read_bytes()
+    assert execute.main() == 0 and path.read_bytes() == first
+    chapter = contents.Chapter(path)
+    assert "○ double: not done yet" in "".join(chapter.cells[3]["outputs"][0]["text"])
+    assert (
+        contents.with_lines(chapter.text()) == chapter.text() != contents.Chapter(written(tmp_path, exercise())).text()
+    )
+    assert "| 00 | [Small](00-small.ipynb) | 1 | 5 | 0 | 1 | 1 |" in (tmp_path / "README.md").read_text()
