@@ -9,6 +9,7 @@ import os
 import matplotlib
 import numpy as np
 from cycler import cycler
+from matplotlib.figure import Figure
 
 from tinyvit.tensor import Tensor
 from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, STYLE, WIDTH, Picture
@@ -17,6 +18,12 @@ GREEN, PINK, SKY = "#009E73", "#CC79A7", "#56B4E9"  # with BLUE and ORANGE five 
 CYCLE = cycler(color=[BLUE, ORANGE, GREEN, PINK, SKY, INK])
 
 matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": CYCLE, "image.cmap": "viridis", "text.parse_math": True})
+
+
+class Drawing(Picture):
+    """A figure in the style above. Unlike the package's, which draw names of classes, it reads $…$ as a formula."""
+
+    draw = Figure.draw
 
 
 class CheckFailed(AssertionError):
@@ -75,7 +82,7 @@ def figure(rows=1, columns=1, *, height=2.2, **options):
 
     height: in inches. options: for `Figure.subplots`, such as sharey=True or width_ratios=[1, 2].
     """
-    drawn = Picture(figsize=(WIDTH, height))
+    drawn = Drawing(figsize=(WIDTH, height))
     return drawn, drawn.subplots(rows, columns, **options)
 
 
