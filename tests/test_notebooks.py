@@ -140,12 +140,12 @@ def test_it_uses_only_what_has_been_explained(chapter):
     """Protects: nobody meets in chapter n what only chapter n + 1 explains."""
     number = int(chapter.path.name[:2])
     code = "\n".join([chapter.source(i) for i in chapter.code()] + [e.answer for e in chapter.exercises()])
-    early = {}
-    for chain in names(code):
+    early, chains = {}, names(code)
+    for chain in chains:
         where = home(chain)
-        modules_only = isinstance(sys.modules.get(where), ModuleType)
+        on_the_way = any(len(longer) > len(chain) and longer[: len(chain)] == chain for longer in chains)
         by = explained(where)
-        if not (modules_only and by is None) and (by is None or by > number):  # `tv.nn` by itself says nothing
+        if not (on_the_way and where in sys.modules) and (by is None or by > number):  # `tv.nn` by itself says nothing
             early[where] = by
     assert not early, "explained later (None: nowhere)"
 
