@@ -51,10 +51,35 @@ const done = arguments[0], timer = setInterval(() => {
     }
 }, 100);
 """
-# What the page and its model say of the notebook in front.
-LOOK = """
-const widget = window.jupyterapp.shell.currentWidget, page = widget.node;
+# The open notebook of a path.
+FIND = """
+const path = arguments[0];
+const widget = [...window.jupyterapp.shell.widgets('main')].find(w => w.context && w.context.path === path);
+const page = widget.node;
+"""
+ACTIVATE = FIND + "window.jupyterapp.shell.activateById(widget.id); widget.content.activate();"
+CLOSE = (
+    FIND
+    + """
+const done = arguments[1];
+widget.context.save().then(() => widget.sessionContext.shutdown()).then(() => { widget.dispose(); done(); });
+"""
+)
+# Show the page's k-th part; whether there is more below it.
+SCROLL = (
+    FIND
+    + """
+const panel = page.querySelector('.jp-WindowedPanel-outer');
+panel.scrollTop = arguments[1] * (panel.clientHeight - 40);
+return panel.scrollTop + panel.clientHeight + 1 < panel.scrollHeight;
+"""
+)
+# What its page and its model say.
+LOOK = (
+    FIND
+    + """
 const code = widget.content.widgets.filter(c => c.model.type === 'code' && c.model.sharedModel.getSource().trim());
+const outputs = code.flatMap(c => c.model.outputs.toJSON());
 const text = [...page.querySelectorAll('.jp-OutputArea-output')].map(o => o.textContent);
 const pictures = [...page.querySelectorAll('.jp-OutputArea-output img')];
 const kernel = widget.sessionContext.session && widget.sessionContext.session.kernel;
@@ -62,8 +87,8 @@ return {
     kernel: kernel ? kernel.status : 'none',
     code: code.length,
     executed: code.filter(c => c.model.executionCount).length,
-    errors: [...page.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')].map(e => e.textContent),
-    stderr: [...page.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]')].map(e => e.textContent),
+    errors: outputs.filter(o => o.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`),
+    stderr: outputs.filter(o => o.name === 'stderr').map(o => [o.text].flat().join('')),
     stale: text.filter(t => /Error displaying widget|Loading widget|model not found/i.test(t)).length,
     fallback: text.filter(t => /interactive\\(children=/.test(t)).length,
     pictures: pictures.filter(p => p.complete && p.naturalWidth > 0).length,
@@ -72,6 +97,7 @@ return {
     sliders: page.querySelectorAll('.jp-OutputArea .noUi-handle').length,
 };
 """
+)
 
 
 def missing():
@@ -166,7 +192,7 @@ class Page:
             raise RuntimeError(f"{name}: {done}")
 
     def look(self):
-        return self.driver.execute_script(LOOK)
+        return self.driver.execute_script(LOOK, self.path)
 
     def wait(self, what, true, limit=60):
         """Look until `true(what is seen)`; returns that. Raises TimeoutError."""
@@ -184,6 +210,7 @@ class Page:
     def open(self):
         self.command("docmanager:open", path=self.path)
         self.wait("the kernel", lambda seen: seen["kernel"] == "idle" and seen["code"])
+        self.driver.execute_script(ACTIVATE, self.path)  # commands go to the notebook in front
         time.sleep(1)  # pictures are drawn, widgets ask the kernel
 
     def run(self):
@@ -217,19 +244,13 @@ class Page:
 
     def close(self):
         """Save, shut the kernel down, close the tab."""
-        self.command("docmanager:save")
-        self.command("kernelmenu:shutdown")
-        self.command("application:close")
+        self.driver.execute_async_script(CLOSE, self.path)
 
     def screens(self, folder, name):
         """The whole page as PNG files, a window's height each."""
         folder.mkdir(parents=True, exist_ok=True)
-        scroll = (
-            "const s = window.jupyterapp.shell.currentWidget.node.querySelector('.jp-WindowedPanel-outer');"
-            "s.scrollTop = arguments[0] * (s.clientHeight - 40); return s.scrollTop + s.clientHeight + 1 < s.scrollHeight;"
-        )
         for k in range(60):
-            more = self.driver.execute_script(scroll, k)
+            more = self.driver.execute_script(SCROLL, self.path, k)
             time.sleep(0.3)
             self.driver.save_screenshot(str(folder / f"{name}-{k:02}.png"))
             if not more:
@@ -242,8 +263,8 @@ def visit(page, chapter, screens):
     uses_slider = any("\nslider(" in f"\n{chapter.source(i)}" for i in chapter.code())
 
     def inspect(when, seen):
-        wrong.extend(f"{when}: {error.splitlines()[0]}" for error in seen["errors"])
-        wrong.extend(f"{when}: stderr: {text[:200]}" for text in seen["stderr"])
+        wrong.extend(f"{when}: {error[:500]}" for error in seen["errors"])
+        wrong.extend(f"{when}: stderr: {text[:500]}" for text in seen["stderr"])
         if seen["stale"]:
             wrong.append(f"{when}: {seen['stale']} boxes 'Error displaying widget' or 'Loading widget'")
         if seen["pictures"] < figures or seen["broken"]:
@@ -271,8 +292,8 @@ def visit(page, chapter, screens):
     again = page.look()
     if again["stale"] or again["fallback"]:
         notes.append(f"reopened without its kernel: {again['stale']} stale widgets, {again['fallback']} as text")
-    if screens:
-        page.screens(screens, f"{name}-again")
+        if screens:
+            page.screens(screens, f"{name}-again")
     page.close()
     return wrong, notes
 
@@ -287,6 +308,8 @@ def main():
     chapters = [c for c in contents.chapters() if c.path.name.startswith(tuple(options.chapters or [""]))]
     if not chapters:
         parser.error(f"no chapter begins with {' or '.join(options.chapters)}")
+    from selenium.common.exceptions import WebDriverException  # here, after saying what is missing
+
     failed = 0
     with tempfile.TemporaryDirectory(prefix="tinyvit-", ignore_cleanup_errors=True) as folder:
         folder = Path(folder)
@@ -298,7 +321,7 @@ def main():
                 page = Page(driver, f"notebooks/{chapter.path.name}")
                 try:
                     wrong, notes = visit(page, chapter, options.screens)
-                except (TimeoutError, RuntimeError) as error:
+                except (TimeoutError, RuntimeError, WebDriverException) as error:
                     wrong, notes = [str(error)], []
                 failed += bool(wrong)
                 print(f"{chapter.path.stem}: {'FAILED' if wrong else 'ok'}; {'; '.join(notes)}", flush=True)
