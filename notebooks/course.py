@@ -50,17 +50,21 @@ def check(name, got, expected, *, tolerance=1e-6, hint=""):
         return
     hint = f"\n  Hint: {hint}" if hint else ""
     got, expected = (x.data if isinstance(x, Tensor) else x for x in (got, expected))
+    got, expected = (bool(x) if isinstance(x, np.bool) else x for x in (got, expected))
     if isinstance(expected, str | bool) or isinstance(expected, tuple) and isinstance(got, tuple):
-        if got != expected:
+        if type(got) is not type(expected) or got != expected:
             raise CheckFailed(f"{name}: must be {expected!r}, but is {got!r}{hint}")
         print(f"✓ {name}: {expected!r}")
         return
-    got, expected = np.asarray(got), np.asarray(expected)
+    try:
+        got, expected = np.asarray(got), np.asarray(expected)
+    except ValueError:  # lists of different lengths in a list
+        raise CheckFailed(f"{name}: must be one array, but its rows differ in length{hint}") from None
     if got.shape != expected.shape:
         raise CheckFailed(f"{name}: the shape must be {expected.shape}, but is {got.shape}{hint}")
     if not np.issubdtype(got.dtype, np.number) and got.dtype != bool:
         raise CheckFailed(f"{name}: must hold numbers, but holds {got.dtype}{hint}")
-    what = f"shape {got.shape}" if got.ndim else f"{got:.6g}"
+    what = f"shape {got.shape}" if got.ndim else f"{got:,}" if got.dtype.kind in "iu" else f"{got:.6g}"
     got, expected = got.astype(np.float64), expected.astype(np.float64)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     with np.errstate(invalid="ignore"):  # inf - inf

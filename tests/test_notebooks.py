@@ -169,6 +169,8 @@ def test_check_accepts_what_is_right(capsys):
     check("d", 1e9 + 1, 1e9)
     check("e", np.zeros(0), np.zeros(0))
     check("f", np.array([True]), np.array([True]))
+    check("g", np.True_, True)
+    check("h", 86_567_656, 86_567_656)
     assert capsys.readouterr().out.splitlines() == [
         "✓ a: shape (2, 3), largest difference 1.0e-09",
         "✓ b: shape (3,), equal to the last bit",
@@ -176,6 +178,8 @@ def test_check_accepts_what_is_right(capsys):
         "✓ d: 1e+09, largest difference 1.0e+00",
         "✓ e: shape (0,), equal to the last bit",
         "✓ f: shape (1,), equal to the last bit",
+        "✓ g: True",
+        "✓ h: 86,567,656, equal to the last bit",
     ]
 
 
@@ -190,7 +194,10 @@ def test_check_accepts_what_is_right(capsys):
         ("N", "B", "must be 'B', but is 'N'"),
         (False, True, "must be True, but is False"),
         ((2, 3), (3, 2), "must be (3, 2), but is (2, 3)"),
+        (np.ones(2), True, "must be True, but is array"),
+        (1, True, "must be True, but is 1"),
         ("two", 2.0, "must hold numbers"),
+        ([[1.0], [1.0, 2.0]], np.ones((2, 2)), "its rows differ in length"),
         ([object()], [2.0], "must hold numbers"),
     ],
 )

@@ -88,7 +88,7 @@ return {
     code: code.length,
     executed: code.filter(c => c.model.executionCount).length,
     errors: outputs.filter(o => o.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`),
-    stderr: outputs.filter(o => o.name === 'stderr').map(o => [o.text].flat().join('')),
+    stderr: outputs.filter(o => o.name === 'stderr').map(o => [o.text].flat().join('').trim()),
     stale: text.filter(t => /Error displaying widget|Loading widget|model not found/i.test(t)).length,
     fallback: text.filter(t => /interactive\\(children=/.test(t)).length,
     pictures: pictures.filter(p => p.complete && p.naturalWidth > 0).length,
