@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,11 @@ const done = arguments[1];
 widget.context.save().then(() => widget.sessionContext.shutdown()).then(() => { widget.dispose(); done(); });
 """
 )
+# The pictures beside a slider, and the text.
+BESIDE = """
+const beside = arguments[0].closest('.jp-OutputArea-child');
+return [[...beside.querySelectorAll('img')].map(p => p.src).join(), beside.innerText];
+"""
 # Show the page's k-th part; whether there is more below it.
 SCROLL = (
     FIND
@@ -168,7 +174,7 @@ def browser(folder):
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.add_argument("--no-sandbox")
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.set_script_timeout(LIMIT)
+    driver.set_script_timeout(60)
     try:
         yield driver
     finally:
@@ -215,7 +221,7 @@ class Page:
 
     def run(self):
         self.command("notebook:clear-all-cell-outputs")
-        self.command("notebook:run-all-cells")
+        self.driver.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")  # does not wait
         self.wait(
             "all cells executed",
             lambda seen: seen["kernel"] == "idle" and (seen["executed"] == seen["code"] or seen["errors"]),
@@ -225,22 +231,21 @@ class Page:
         return self.look()
 
     def move_slider(self, number):
-        """Move a slider by one step with the arrow key; returns whether the picture below it has changed."""
+        """Move a slider by one step with the arrow key; returns why the picture below it has not changed, or ''."""
         from selenium.webdriver.common.keys import Keys
 
-        picture = (
-            "return [...arguments[0].closest('.jp-OutputArea-child').querySelectorAll('img')].map(p => p.src).join()"
-        )
         handle = self.driver.find_elements("css selector", ".jp-OutputArea .noUi-handle")[number]
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
-        before = self.driver.execute_script(picture, handle)
+        before, _ = self.driver.execute_script(BESIDE, handle)
         handle.send_keys(Keys.ARROW_RIGHT)
         for _ in range(40):
             time.sleep(0.5)
-            after = self.driver.execute_script(picture, handle)
+            after, text = self.driver.execute_script(BESIDE, handle)
             if after and after != before:
-                return True
-        return False
+                return ""
+            if "Traceback" in text:  # often a name that a later cell has bound to something else
+                return text.strip().splitlines()[-1]
+        return "the picture stays as it is"
 
     def close(self):
         """Save, shut the kernel down, close the tab."""
@@ -281,8 +286,8 @@ def visit(page, chapter, screens):
     if bool(seen["sliders"]) != uses_slider:
         wrong.append(f"{seen['sliders']} sliders, although the chapter has {'one' if uses_slider else 'none'}")
     for k in range(seen["sliders"]):
-        if not page.move_slider(k):
-            wrong.append(f"slider {k + 1} does not redraw")
+        if reason := page.move_slider(k):
+            wrong.append(f"slider {k + 1} does not redraw: {reason}")
     if screens:
         page.screens(screens, name)
     notes.append(f"{seen['code']} code cells in {seconds:.0f} s, {seen['pictures']} pictures for {figures} figures")
@@ -310,6 +315,7 @@ def main():
         parser.error(f"no chapter begins with {' or '.join(options.chapters)}")
     from selenium.common.exceptions import WebDriverException  # here, after saying what is missing
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server and the browser end too
     failed = 0
     with tempfile.TemporaryDirectory(prefix="tinyvit-", ignore_cleanup_errors=True) as folder:
         folder = Path(folder)
