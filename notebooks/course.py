@@ -4,6 +4,8 @@ Importing this sets matplotlib's style for the notebook: the package's own, whos
 apart.
 """
 
+import base64
+import html
 import os
 
 import matplotlib
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from tinyvit.tensor import Tensor
 from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, STYLE, WIDTH, Picture
 
+STATIC = bool(os.environ.get("TINYVIT_STATIC"))  # set by execute.py: what is saved must not need a kernel
 GREEN, PINK, SKY = "#009E73", "#CC79A7", "#56B4E9"  # with BLUE and ORANGE five of Okabe and Ito's colours
 CYCLE = cycler(color=[BLUE, ORANGE, GREEN, PINK, SKY, INK])
 
@@ -106,8 +109,24 @@ def show(drawn, alt):
     """
     from IPython.display import display  # here, so that `check` can be tested without Jupyter
 
+    data, metadata = described(drawn, alt)
+    return display(data, metadata=metadata, raw=True, display_id=True)
+
+
+def described(drawn, alt):
+    """A figure and its description as (data by MIME type, metadata by MIME type).
+
+    JupyterLab takes a description from HTML and not from a PNG's metadata; GitHub shows no picture that is inside HTML.
+    So a reader's kernel sends HTML, and what `execute.py` saves for the web is a PNG.
+    """
     png = drawn._repr_png_()
-    display({"image/png": png, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+    if STATIC:
+        return {"image/png": png, "text/plain": alt}, {"image/png": {"alt": alt}}
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return {
+        "text/html": f'<img src="{source}" alt="{html.escape(alt)}" style="max-width: 100%">',
+        "text/plain": alt,
+    }, {}
 
 
 def slider(draw, values, label, alt, start=None):
@@ -122,15 +141,28 @@ def slider(draw, values, label, alt, start=None):
     """
     values = list(values)
     start = values[len(values) // 2] if start is None else start
-    if os.environ.get("TINYVIT_STATIC"):  # `execute.py`: what is saved must not need a kernel
-        return show(draw(start), alt)
-    from ipywidgets import SelectionSlider, interact
+    if STATIC:
+        show(draw(start), alt)
+        return
+    from IPython.display import display
+    from ipywidgets import SelectionSlider
+
+    def redraw(change):
+        try:
+            drawn, text = draw(change.new), alt if change.new == start else f"{label}: {change.new}"
+        except Exception as error:  # a slider has no cell to show its errors in
+            picture.update({"text/plain": f"{type(error).__name__}: {error}"}, raw=True)
+        else:
+            data, metadata = described(drawn, text)
+            picture.update(data, metadata=metadata, raw=True)
 
     control = SelectionSlider(
         options=[(f"{v:g}" if isinstance(v, float) else str(v), v) for v in values],
         value=start, description=label, continuous_update=False, style={"description_width": "initial"},
     )  # fmt: skip
-    interact(lambda value: show(draw(value), alt), value=control)
+    control.observe(redraw, "value")
+    display(control)
+    picture = show(draw(start), alt)  # an output of the cell, not of the slider: it is saved with the notebook
 
 
 __all__ = [

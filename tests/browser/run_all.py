@@ -68,7 +68,7 @@ widget.context.save().then(() => widget.sessionContext.shutdown()).then(() => { 
 )
 # The pictures beside a slider, and the text.
 BESIDE = """
-const beside = arguments[0].closest('.jp-OutputArea-child');
+const beside = arguments[0].closest('.jp-Cell-outputArea');
 return [[...beside.querySelectorAll('img')].map(p => p.src).join(), beside.innerText];
 """
 # Show the page's k-th part; whether there is more below it.
