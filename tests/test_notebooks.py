@@ -86,6 +86,17 @@ def test_its_links_name_the_lines_as_they_are(chapter):
         assert target.startswith("https://") or (NOTEBOOKS / target).exists(), target
 
 
+def test_each_file_names_the_chapter_that_explains_it():
+    """Protects: from a file of the package there is a way to its chapter, as there is one from the chapter to it."""
+    explained_in = {}
+    for chapter in CHAPTERS:
+        for link in contents.LINES.finditer(chapter.text()):
+            explained_in.setdefault(link["file"], chapter.path.name)
+    for file, name in explained_in.items():
+        docstring = ast.get_docstring(ast.parse((contents.ROOT / file).read_text(encoding="utf-8")))
+        assert f"notebooks/{name}" in docstring, file
+
+
 def names(code):
     """What a piece of code uses of the package, as (module, name, ...) chains."""
     tree, aliases, chains = ast.parse(code), {"tv": ("tinyvit",), "tinyvit": ("tinyvit",)}, set()
