@@ -107,6 +107,11 @@ def show(drawn, alt):
 
     alt: what the figure shows and what follows from it, in a sentence or two.
     """
+    shown(drawn, alt)
+
+
+def shown(drawn, alt):
+    """Show a figure; returns the handle that can put another one in its place."""
     from IPython.display import display  # here, so that `check` can be tested without Jupyter
 
     data, metadata = described(drawn, alt)
@@ -162,7 +167,7 @@ def slider(draw, values, label, alt, start=None):
     )  # fmt: skip
     control.observe(redraw, "value")
     display(control)
-    picture = show(draw(start), alt)  # an output of the cell, not of the slider: it is saved with the notebook
+    picture = shown(draw(start), alt)  # an output of the cell, not of the slider: it is saved with the notebook
 
 
 __all__ = [

@@ -49,7 +49,7 @@ def test_it_was_saved_after_a_whole_run(chapter):
             assert output.get("name") != "stderr", output["text"]
             assert not [kind for kind in output.get("data", ()) if "widget" in kind]
             said = "".join(output.get("text", ())) + "".join(output.get("data", {}).get("text/plain", ()))
-            assert not re.search(r"/(home|root|tmp|work|Users)/|<\w+(\.\w+)* (object )?at 0x", said), said
+            assert not re.search(r"/(home|root|tmp|work|Users)/|<\w+(\.\w+)* ((object )?at 0x|display_id=)", said), said
 
 
 @each
