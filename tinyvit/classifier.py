@@ -3,6 +3,8 @@
 Weights alone are half of a model. Fed with pixels scaled differently than in training they give confident
 nonsense, and no error. So a checkpoint carries both, and `load` gives back a thing that takes an image file and
 answers in words.
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 from dataclasses import dataclass

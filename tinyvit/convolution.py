@@ -4,6 +4,8 @@ What read images before the Vision Transformer, and still does where data are fe
 that an op sees neighbours only and does the same everywhere. Images and feature maps are (B, h, w, C).
 
 `functional.py` has them under its name too, beside the ops of a ViT.
+
+Chapter of the course: notebooks/09-inductive-bias.ipynb.
 """
 
 import functools

@@ -3,6 +3,8 @@
 Each could be composed from `ops.py`, and `tests/test_functional.py` does so to check it. Fused into one node each,
 they remember less and run on one kernel. The mathematics of each pullback is in the kernel's file; here one sees
 what is remembered for it.
+
+Chapter of the course: notebooks/05-attention.ipynb.
 """
 
 import numpy as np

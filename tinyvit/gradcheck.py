@@ -8,6 +8,8 @@ orthogonal to v. (A full Jacobian costs a pass per entry; `jacobian` does that f
 Step h: the central difference (s(h) - s(-h)) / 2h errs by h² s'''/6, which wants h small, and by rounding, about
 ε |s| / h, which wants it large. With float64's ε = 2·10⁻¹⁶ both are near 10⁻¹⁰ at h = 10⁻⁵. With float32's
 ε = 10⁻⁷ there is no good h: a check in float32 cannot tell a wrong formula from rounding, so it is refused.
+
+Chapter of the course: notebooks/02-trust-but-check.ipynb.
 """
 
 import numpy as np

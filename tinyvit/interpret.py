@@ -12,6 +12,8 @@ What none of this is: attention ignores the values, the MLPs and the classes. It
 not which class it spoke for.
 
 Paper figures 6 and 7, appendices D.7 and D.8; Abnar and Zuidema 2020, arXiv 2005.00928, for the rollout.
+
+Chapter of the course: notebooks/08-what-a-vit-sees.ipynb.
 """
 
 import numpy as np

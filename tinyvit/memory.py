@@ -10,6 +10,8 @@ what goes into it. So within `with Pool():` the large arrays of this thread come
 
 Nothing has to be given back by hand: Python's reference count knows when an array and all views of it are gone, and a
 weak reference tells the pool. PyTorch's caching allocator does the same for the memory of a GPU.
+
+Chapter of the course: notebooks/03-making-numpy-fly.ipynb.
 """
 
 import math

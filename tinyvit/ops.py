@@ -5,6 +5,8 @@ input, `tensor.fit` sums its gradient; where a tensor is used twice, `tensor.wal
 = dL/d(output), of the output's shape, and returns dL/d(input) for each positional argument.
 
 The last lines attach the ops to Tensor as operators and methods.
+
+Chapter of the course: notebooks/01-autograd.ipynb.
 """
 
 import functools

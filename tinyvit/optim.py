@@ -5,6 +5,8 @@ parameter then is a view into it. Then clipping by the global norm is one reduct
 arrays, summing the gradients of several workers one addition, and sending them to another machine would be one
 message. (PyTorch's "fused" and "foreach" optimisers chase the same goal through lists of tensors; DeepSpeed and
 Megatron use flat buffers.)
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import math

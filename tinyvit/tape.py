@@ -6,6 +6,8 @@ the memory of training, and (but for the parameters) it is what `backward` frees
 pass's, a multiply-add counted as two; a backward pass through a matrix product costs twice its forward.
 
 Frameworks hide this table behind a profiler. `viz.draw_tape` draws the same graph.
+
+Chapter of the course: notebooks/01-autograd.ipynb.
 """
 
 from dataclasses import dataclass, field

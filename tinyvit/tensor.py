@@ -2,7 +2,7 @@
 
 Reverse-mode automatic differentiation in one idea: while the forward pass computes y = f(x), keep beside y a function
 that takes dL/dy and returns dL/dx, the *pullback* of f. Chain the pullbacks from the loss backwards and every parameter
-has its gradient, at about twice the cost of the forward pass. There is no symbolic algebra and no finite difference.
+has its gradient, at about twice the forward pass's cost, without symbolic algebra and without finite differences.
 
     @differentiable
     def multiply(a, b):
@@ -13,6 +13,8 @@ keyword-only ones are not; capture arrays, never Tensors; never change `g` in pl
 
 This file is the whole engine: a Node is a step of the tape, `differentiable` records it, `walk` goes back along it, a
 Tensor is the value that carries it. PyTorch's autograd is the same machine in C++; JAX traces and transposes programs.
+
+Chapter of the course: notebooks/01-autograd.ipynb.
 """
 
 import contextlib
@@ -299,9 +301,7 @@ class Tensor:
     def item(self):
         """The value of a one-element tensor as a Python float."""
         if self.size != 1:
-            raise ValueError(
-                f"item() needs a tensor with one element, got shape {self.shape}; index or reduce it first"
-            )
+            raise ValueError(f"item() needs one element, got shape {self.shape}; index or reduce the tensor first")
         return self._array.item()
 
     def detach(self):

@@ -9,6 +9,8 @@ much augmentation is worth: Steiner et al. 2021, "How to train your ViT?", arXiv
 Random rotation, zoom and shift become one matrix an image and one bilinear warp (`kernels/warp.py`). Flips
 and crops move whole pixels, so they are exact. Pixels that come from beyond the border are 0, which before
 normalisation is the background of digits and the black frame of photos.
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ Order and augmentation depend on (seed, epoch, step) and on nothing else, in par
 anyone drew before. So step 7 of epoch 3 is the same batch whether or not the steps before it were taken in this
 process: `start=7` begins there. A single random stream, advanced from batch to batch, would have to be saved and
 restored to the exact draw; large-scale trainers go the same stateless way.
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import numpy as np

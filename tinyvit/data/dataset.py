@@ -6,6 +6,8 @@ sets of this package therefore come with a fixed validation pile, cut from the t
 share of every class, so that two people's numbers can be compared.
 
 Pixels stay uint8 until a batch is made: a quarter of float32's memory, and exactly what the file says.
+
+Chapter of the course: notebooks/00-the-map.ipynb.
 """
 
 from contextlib import contextmanager

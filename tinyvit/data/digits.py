@@ -4,6 +4,8 @@ download.
 The test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998): 1,797 images
 with 17 grey levels, each level the number of ink pixels in a 4x4 block of a 32x32 scan. Source and licence:
 `digits-LICENCE.txt`.
+
+Chapter of the course: notebooks/00-the-map.ipynb.
 """
 
 from pathlib import Path

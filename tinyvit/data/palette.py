@@ -4,6 +4,8 @@ A language model predicts the next word out of a vocabulary. To do the same with
 hundred colours. Image GPT takes 512, the centres of k-means over the training pixels (Chen et al. 2020, section 3.2),
 and the eye hardly notices. Since attention grows with the square of the pixels, it reduces the resolution first, as
 `data.load(name, image_size=…)` does. For grey images evenly spaced levels do.
+
+Chapter of the course: notebooks/12-learning-without-labels.ipynb.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,8 @@ step from one lane to another.
 FlashAttention (Dao et al. 2022) also works in blocks that stay near the core, and never stores p: it computes it again
 in the backward pass. That pays for thousands of tokens; a small ViT has at most a few hundred, and p is what we want to
 look at.
+
+Chapter of the course: notebooks/03-making-numpy-fly.ipynb.
 """
 
 import numpy as np

@@ -16,6 +16,8 @@ expressions (the *spec*), and under it the loop that Numba compiles to machine c
 
 Why not NumPy alone: `np.exp(x - x.max())` makes three passes over memory and two temporary arrays. A kernel makes one
 pass, and keeps what it just computed in registers. PyTorch does the same with hand-written C++ and a code generator.
+
+Chapter of the course: notebooks/03-making-numpy-fly.ipynb.
 """
 
 import contextlib

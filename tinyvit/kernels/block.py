@@ -6,6 +6,8 @@ Nothing is computed here that the other kernels do not compute; this file calls 
 saves is what lies between two calls: Python takes microseconds to record an op, as long as the op itself in a small
 model, and only one thread at a time can be in Python. Compilers that capture graphs (torch.compile, CUDA graphs) are
 after the same.
+
+Chapter of the course: notebooks/06-the-whole-vit.ipynb.
 """
 
 import numpy as np

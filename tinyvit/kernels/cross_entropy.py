@@ -4,6 +4,8 @@
 
 With log p_c = z_c - log Σ e^z this is log Σ e^z - (1 - s) z_label - s mean(z): no logarithm of a probability
 that may have rounded to 0, and with the maximum taken out nothing overflows.
+
+Chapter of the course: notebooks/06-the-whole-vit.ipynb.
 """
 
 import numpy as np

@@ -7,6 +7,8 @@ once. PyTorch takes the same functions, in the same way, from a vector maths lib
 The polynomials are minimax fits for float32: `benchmarks/minimax.py` derives them and prints their errors, before
 and after rounding the coefficients to float32. float64 keeps the library's functions, slower and good to 16
 digits: it is there for gradient checks.
+
+Chapter of the course: notebooks/03-making-numpy-fly.ipynb.
 """
 
 import math

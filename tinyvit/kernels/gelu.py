@@ -5,6 +5,8 @@
 The ViT paper does not say which it means; its code has the tanh form, timm and Hugging Face the exact one.
 Written with e^(-2u), tanh takes one exp, just as many as Φ here. Two loops, not a branch in one: a branch in
 a loop that should vectorise costs more than the code.
+
+Chapter of the course: notebooks/06-the-whole-vit.ipynb.
 """
 
 import math

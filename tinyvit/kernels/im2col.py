@@ -3,6 +3,8 @@
 ViT's patch embedding is the special case stride = kernel, where every pixel lands in one row; with
 overlapping windows a pixel is copied several times, and the transpose, col2im, adds its gradients up again.
 Libraries avoid the copies by gathering windows inside the matrix product (cuDNN's implicit GEMM).
+
+Chapter of the course: notebooks/09-inductive-bias.ipynb.
 """
 
 import numpy as np

@@ -4,6 +4,8 @@
 
 The variance takes a second pass over the row, Σ (x - μ)²: the one-pass form Σ x² - D μ² cancels where μ is large beside
 σ, and can even come out negative. The row is in cache by then, so that the second pass is nearly free.
+
+Chapter of the course: notebooks/06-the-whole-vit.ipynb.
 """
 
 import numpy as np

@@ -12,6 +12,8 @@ inner half of how BLAS libraries do it (Goto and van de Geijn 2008; BLIS); they 
 caches, which matters for matrices larger than a small Transformer's.
 
 `benchmarks/matmul_story.py` goes the way there, from three plain loops, a step at a time.
+
+Chapter of the course: notebooks/03-making-numpy-fly.ipynb.
 """
 
 import numpy as np

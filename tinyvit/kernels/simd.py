@@ -12,6 +12,8 @@ next. So this file gives kernels a type for them:
 A vector wider than the machine's registers takes several of them, a longer one on an older machine just more
 instructions: LLVM, the compiler below Numba, sees to that. C programmers write the same with intrinsics, machine by
 machine. Indices are not checked.
+
+Chapter of the course: notebooks/03-making-numpy-fly.ipynb.
 """
 
 from tinyvit.kernels.backend import jit, numba

@@ -4,6 +4,8 @@
 
 Any m gives the same p; the row's maximum keeps every exponent at or below 0, so nothing overflows. A row with
 a NaN is all NaN, so that a diverged run shows.
+
+Chapter of the course: notebooks/03-making-numpy-fly.ipynb.
 """
 
 import numpy as np

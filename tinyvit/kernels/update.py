@@ -2,6 +2,8 @@
 
 NumPy needs a dozen passes over memory for AdamW, one for each operation. The loop makes one pass, which is all that
 counts here: the arithmetic is free while memory delivers the next element. PyTorch calls this `fused=True`.
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import math

@@ -15,6 +15,8 @@ The two tables have 2 h - 1 and 2 w - 1 rows, where one for all shifts of the pl
 product.
 
 Source: Bello et al. 2019, "Attention Augmented Convolutional Networks", arXiv 1904.09925, section 3.
+
+Chapter of the course: notebooks/11-attention-as-convolution.ipynb.
 """
 
 from dataclasses import dataclass

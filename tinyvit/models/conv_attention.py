@@ -17,6 +17,8 @@ and one over columns, so products with h×h and w×w matrices could take the pla
 
 Source: Cordonnier, Loukas and Jaggi 2020, "On the Relationship between Self-Attention and Convolutional Layers",
 arXiv 1911.03584: theorem 1 with its two lemmas for the construction, the experiments for the network.
+
+Chapter of the course: notebooks/11-attention-as-convolution.ipynb.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ images, neighbours first and the same everywhere, and the later ones attention's
 small budgets of computation, and the difference vanishes for large models (figure 5).
 
 The paper takes stages of a ResNet-50 with group norm and standardised weights; so do we, of our own ResNet.
+
+Chapter of the course: notebooks/09-inductive-bias.ipynb.
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,8 @@ a linear probe on what each layer holds (`features`), and fine-tuning (`ImageGPT
 
 Source: Chen et al. 2020, "Generative Pretraining from Pixels". Its initial values for tokens and positions and its zero
 head; the encoder block is our ViT's (their layer norm has no mean and no β, their GELU is x σ(1.702 x)).
+
+Chapter of the course: notebooks/12-learning-without-labels.ipynb.
 """
 
 from dataclasses import dataclass

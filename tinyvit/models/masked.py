@@ -7,6 +7,8 @@ layer predicts for each corrupted patch its mean colour, 3 bits a channel: 512 c
 Why not [mask] for all? Then the encoder would learn that a patch without [mask] needs no thought, and after
 pre-training there is no [mask] at all. Why half? Patches say more about their neighbours than words do; the paper found
 BERT's 15 % slightly worse. (It also tried finer targets, down to the pixels themselves: no better.)
+
+Chapter of the course: notebooks/12-learning-without-labels.ipynb.
 """
 
 import numpy as np

@@ -2,6 +2,8 @@
 
 A model has a `config`, a frozen dataclass that says all about it; `kind` names its class, so that a checkpoint can say
 which one to build. Its `forward` maps images (B, height, width, C) to logits (B, classes).
+
+Chapter of the course: notebooks/06-the-whole-vit.ipynb.
 """
 
 import numpy as np

@@ -13,6 +13,8 @@ everywhere: what a ViT must learn from data is built in here. Two forms:
 
 Sources: He et al. 2016, "Deep Residual Learning", arXiv 1512.03385, section 4.2; He et al. 2016, "Identity Mappings",
 arXiv 1603.05027; Kolesnikov et al. 2020, "Big Transfer (BiT)", arXiv 1912.11370; the ViT paper, section 4.1.
+
+Chapter of the course: notebooks/09-inductive-bias.ipynb.
 """
 
 from dataclasses import dataclass

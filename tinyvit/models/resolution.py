@@ -5,6 +5,8 @@ matrix stays as it is. What does not fit is what is stored place by place, the p
 "this resolution adjustment and patch extraction are the only points at which an inductive bias about the 2D structure
 of the images is manually injected" (paper section 3.2). A network of convolutions has the opposite trait: it takes an
 image of any size as it is, and every layer sees it in smaller pieces.
+
+Chapter of the course: notebooks/10-higher-resolution.ipynb.
 """
 
 from dataclasses import replace

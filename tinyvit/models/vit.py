@@ -12,6 +12,8 @@ The rest are the choices that the paper compares: the head, what the head reads,
 and D.4); and register tokens (Darcet et al. 2023, arXiv 2309.16588).
 
 Source: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", arXiv 2010.11929, section 3.1 and table 1.
+
+Chapter of the course: notebooks/04-patches.ipynb.
 """
 
 from dataclasses import dataclass, fields, replace

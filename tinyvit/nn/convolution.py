@@ -3,6 +3,8 @@
 Batch norm measures mean and variance over the batch, so what an image gives depends on its neighbours; for use it keeps
 a running average of both. Group norm measures each image by itself. The paper's ResNets (BiT) have group norm and
 standardised weights, which train as well and carry over better to other data sets (Kolesnikov et al. 2020).
+
+Chapter of the course: notebooks/09-inductive-bias.ipynb.
 """
 
 import numpy as np

@@ -2,6 +2,8 @@
 
 If a layer's inputs have variance 1, a sum of `fan_in` of them times weights of variance 1 / fan_in has variance 1
 again. The rules below are those of the paper's code.
+
+Chapter of the course: notebooks/04-patches.ipynb.
 """
 
 import numpy as np

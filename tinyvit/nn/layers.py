@@ -5,6 +5,8 @@ tokens of an image. A weight is (in, out), so that `x @ W + b` reads as it does 
 transposes in each call.
 
 Paper: section 3.1 and appendix A. (Its equations leave out the biases, which its code has.)
+
+Chapter of the course: notebooks/04-patches.ipynb.
 """
 
 import numpy as np

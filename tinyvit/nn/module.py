@@ -6,6 +6,8 @@ checkpoint stores, a tape prints and an error says.
 
 What differs from call to call is not stored in modules but in the calling thread: whether they act as in eval mode,
 and what random numbers they draw. So several threads can use one model.
+
+Chapter of the course: notebooks/04-patches.ipynb.
 """
 
 import contextlib

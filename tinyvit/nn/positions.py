@@ -5,6 +5,8 @@ the paper's own choice: it must find out by itself that places lie on a grid); a
 each column ("2d"); sines and cosines of both coordinates ("sincos", nothing learned; Chen, Xie and He 2021,
 arXiv 2104.02057, MoCo v3); and relative: no vector for a place, but one for each *shift* between two places, asked by
 the queries in every layer.
+
+Chapter of the course: notebooks/04-patches.ipynb.
 """
 
 import numpy as np

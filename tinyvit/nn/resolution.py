@@ -19,6 +19,8 @@ Three ways, which differ in where the new points lie on the old axis and in how 
 
 timm interpolates "bicubic, antialiased": a = -0.5, weights that fall off the border dropped instead of given to its
 last point, and, where the grid shrinks, a kernel n/n' times as wide, so that no old point goes unread.
+
+Chapter of the course: notebooks/10-higher-resolution.ipynb.
 """
 
 import numpy as np

@@ -6,6 +6,8 @@ rename is one step to the file system, so a reader finds the old file or the new
 
 The format is safetensors: a JSON header, then raw arrays. Loading it runs no code (a pickle can run anything),
 and PyTorch, JAX and Hugging Face read it. It does not notice a flipped bit; the hash in its metadata does.
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import contextlib

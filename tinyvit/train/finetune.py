@@ -7,6 +7,8 @@ validation chose. A gentle recipe: most of what the weights know is to be kept.
 
 Two things stay as they were, for the weights were made for them: the size of the patch, and the mean and deviation by
 which pixels are normalised, also where the new images have others.
+
+Chapter of the course: notebooks/10-higher-resolution.ipynb.
 """
 
 from dataclasses import replace

@@ -8,6 +8,8 @@ written then is of one moment. A loss that is not a number stops the run at once
 spread it, and says which op made it. `metrics.jsonl` gets a line for each epoch, and the last one for the test.
 
 A run's folder:  config.toml · metrics.jsonl · checkpoint.safetensors  (and pictures, see viz/)
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import contextlib

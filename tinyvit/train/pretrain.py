@@ -3,6 +3,8 @@
 A self-supervised objective makes its own question of an image: which pixel comes next, which colour was under the mask.
 So the data become pairs (what the model sees, what it is to say), by `prepare`, and the rest is training as always:
 shards, clipping, warm-up and cosine. With labels for answers the same function fine-tunes.
+
+Chapter of the course: notebooks/12-learning-without-labels.ipynb.
 """
 
 import math

@@ -6,6 +6,8 @@ fair: features are standardised with the training set's mean and deviation, sinc
 strength is chosen on validation images, since features differ in number; and the test images are looked at once.
 
 The loss is convex, so there is one answer: L-BFGS finds it without a learning rate.
+
+Chapter of the course: notebooks/12-learning-without-labels.ipynb.
 """
 
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 A run is reproducible when it is a function of its recipe and the data, and of nothing else: no default hidden
 in a loop, no machine's core count. The recipe is written into the run's folder and into its checkpoint.
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -9,6 +9,8 @@ any number of threads. This is data parallelism as across machines, where the su
 Threads suffice, without processes: our kernels, the matrix products among them, release the GIL. Inside a shard all
 is serial; BLAS gets one thread (`one_blas_thread`), because two pools of threads on the same cores wait for
 each other in loops.
+
+Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import os

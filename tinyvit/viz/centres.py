@@ -1,4 +1,7 @@
-"""Where the heads of an attention layer look, when position alone decides: `models/conv_attention.py`."""
+"""Where the heads of an attention layer look, when position alone decides: `models/conv_attention.py`.
+
+Chapter of the course: notebooks/11-attention-as-convolution.ipynb.
+"""
 
 import numpy as np
 from matplotlib.patches import Circle, Rectangle

@@ -2,6 +2,8 @@
 
 The arrays of each figure come from the function of `interpret.py` that it names. `inside` is the paper's figure 7:
 three of them side by side.
+
+Chapter of the course: notebooks/08-what-a-vit-sees.ipynb.
 """
 
 import numpy as np
