@@ -224,9 +224,9 @@ def main(arguments):
     elif arguments[0] == "notebooks":
         if not os.path.isdir(notebooks):
             fail("there are no notebooks in this copy (no folder {})".format(notebooks))
-        # From the top folder, so that a chapter's links to tinyvit/ open, too (a file given instead sets its own).
-        first = "--LabApp.default_url=/lab/tree/notebooks/00-the-map.ipynb"
-        extra, command, folder = "notebooks", ["-m", "jupyterlab", first] + arguments[1:], ROOT
+        # From the top folder, whatever the user's own configuration says: so a chapter's links to tinyvit/ open, too.
+        place = ["--ServerApp.root_dir=" + ROOT, "--LabApp.default_url=/lab/tree/notebooks/00-the-map.ipynb"]
+        extra, command, folder = "notebooks", ["-m", "jupyterlab"] + place + arguments[1:], ROOT
     else:  # -P: a random.py or a folder tinyvit/ in the folder where the user stands would be imported first
         extra, command, folder = "", ["-P", os.path.join(ROOT, "tinyvit", "__main__.py")] + arguments, None
     try:

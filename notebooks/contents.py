@@ -1,8 +1,16 @@
-"""The chapters as they lie on disk: what each holds, and the table of them in README.md."""
+"""The chapters as they lie on disk: what each holds, and the table of them in README.md.
+
+    python notebooks/contents.py
+
+renews the lines in the chapters' links to the package and the table, wherever they are no longer right. It runs nothing
+and needs nothing but Python: what to do after a change of the package.
+"""
 
 import ast
 import json
+import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +40,10 @@ class Chapter:
 
     def __init__(self, path):
         self.path = Path(path)
-        self.notebook = json.loads(self.path.read_text(encoding="utf-8"))
+        try:
+            self.notebook = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:  # a conflict left by a merge, or not UTF-8
+            raise ValueError(f"{self.path.name} is not a whole notebook: {error}") from None
         self.cells = self.notebook["cells"]
         self.metadata = self.notebook["metadata"].get("tinyvit", {})
 
@@ -63,14 +74,15 @@ class Chapter:
     def exercises(self):
         """Each `### Exercise n` with the code cell below it and the folded answer below that."""
         found = []
-        for i in range(len(self.cells)):
+        for i, cell in enumerate(self.cells):
             heading = re.search(r"^### (Exercise \d+)", self.source(i), re.M)
-            if self.cells[i]["cell_type"] != "markdown" or not heading:
+            if cell["cell_type"] != "markdown" or not heading:
                 continue
-            stub, *checks = re.split(r"^(?=check\()", self.source(i + 1), flags=re.M)
-            answer = self.source(i + 2)
+            kinds = [below["cell_type"] for below in self.cells[i + 1 : i + 3]]
+            code, answer = (self.source(i + 1), self.source(i + 2)) if len(kinds) == 2 else ("", "")
+            stub, *checks = re.split(r"^(?=check\()", code, flags=re.M)
             blocks = CODE.findall(answer)
-            if self.cells[i + 1]["cell_type"] != "code" or not checks or "<details>" not in answer or len(blocks) != 2:
+            if kinds != ["code", "markdown"] or not checks or "<details>" not in answer or len(blocks) != 2:
                 raise ValueError(
                     f"{self.path.name}, {heading[1]}: below its text must stand a code cell with `check(` at the start "
                     "of a line, then a Markdown cell with <details> and two ```python blocks: the answer, and a usual "
@@ -80,9 +92,21 @@ class Chapter:
         return found
 
 
-def chapters():
-    """All chapters in order."""
-    return [Chapter(path) for path in sorted(HERE.glob("[0-9][0-9]-*.ipynb"))]
+def paths(beginnings=()):
+    """The chapters' files in order; with beginnings of file names, such as 05, those that begin so.
+
+    Raises ValueError where none does."""
+    every = sorted(HERE.glob("[0-9][0-9]-*.ipynb"))
+    beginnings = [Path(beginning).name for beginning in beginnings]  # notebooks/05-attention.ipynb is meant well, too
+    for beginning in beginnings:
+        if not any(path.name.startswith(beginning) for path in every):
+            raise ValueError(f"no chapter in {HERE} begins with {beginning!r}; try 05")
+    return [path for path in every if path.name.startswith(tuple(beginnings or [""]))]
+
+
+def chapters(beginnings=()):
+    """All chapters in order, or those of `paths(beginnings)`."""
+    return [Chapter(path) for path in paths(beginnings)]
 
 
 def lines_of(file, name):
@@ -124,3 +148,35 @@ def table():
 def with_table(text):
     """README.md's text with the table as it is now."""
     return re.sub(r"(?<=<!-- chapters -->\n).*?(?=\n<!-- end -->)", lambda _: table(), text, flags=re.S)
+
+
+def write(path, text):
+    """Write a text file: at every moment the file there is the old one or the new one, whole."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(new, path)
+
+
+def renew(chosen):
+    """Write the lines of these chapters' links and the table as they are now.
+
+    Returns the names of the files that have changed, and what went wrong, such as a link to what is not there.
+    """
+    changed, wrong = [], []
+    for path in [*chosen, HERE / "README.md"]:
+        try:
+            text = path.read_text(encoding="utf-8")
+            # A link holds nothing that JSON escapes: so a notebook's text may be taken as it is, unparsed.
+            new = with_lines(text) if path.suffix == ".ipynb" else with_table(text)
+            if new != text:
+                write(path, new)
+                changed.append(path.name)
+        except (ValueError, OSError) as error:
+            wrong.append(f"{path.name}: {error}")
+    return changed, wrong
+
+
+if __name__ == "__main__":
+    renewed, trouble = renew(paths())
+    print("renewed:", ", ".join(renewed) or "nothing")
+    sys.exit("\n".join(trouble) or 0)

@@ -7,14 +7,22 @@ apart.
 import base64
 import html
 import os
+import reprlib
+import sys
 
-import matplotlib
-import numpy as np
-from cycler import cycler
-from matplotlib.figure import Figure
+try:
+    import matplotlib
+    import numpy as np
+    from cycler import cycler
+    from matplotlib.figure import Figure
 
-from tinyvit.tensor import Tensor
-from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, STYLE, WIDTH, Picture
+    from tinyvit.tensor import Tensor
+    from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, STYLE, WIDTH, Picture
+except ModuleNotFoundError as error:  # the notebook was opened with another Python's kernel
+    raise ModuleNotFoundError(
+        f"this notebook's kernel, {sys.executable}, has no {error.name}. Choose the kernel of .venv, the folder that "
+        '`python3 run.py notebooks` makes beside notebooks/; or install into this one: pip install -e ".[notebooks]"'
+    ) from None
 
 STATIC = bool(os.environ.get("TINYVIT_STATIC"))  # set by execute.py: what is saved must not need a kernel
 GREEN, PINK, SKY = "#009E73", "#CC79A7", "#56B4E9"  # with BLUE and ORANGE five of Okabe and Ito's colours
@@ -36,6 +44,19 @@ class CheckFailed(AssertionError):
         return [f"✗ {self}"]
 
 
+def plain(x):
+    """A Tensor's array; a bool or string of NumPy's as Python's."""
+    x = x.data if isinstance(x, Tensor) else x
+    return x.item() if isinstance(x, np.ndarray | np.generic) and x.ndim == 0 and x.dtype.kind in "bU" else x
+
+
+def equal(a, b):
+    try:
+        return bool(a == b)
+    except (TypeError, ValueError):  # a Tensor or an array in one of them
+        return False
+
+
 def check(name, got, expected, *, tolerance=1e-6, hint=""):
     """Say whether a step is right: its shape, then its values.
 
@@ -49,26 +70,27 @@ def check(name, got, expected, *, tolerance=1e-6, hint=""):
     Raises CheckFailed that says what must hold, what came instead, and the hint.
     """
     if got is None or got is ...:
-        print(f"○ {name}: not done yet. Replace the dots, then run the cell again.")
+        print(f"○ {name}: not done yet. Replace the dots and return the result, then run the cell again.")
         return
     hint = f"\n  Hint: {hint}" if hint else ""
-    got, expected = (x.data if isinstance(x, Tensor) else x for x in (got, expected))
-    got, expected = (bool(x) if isinstance(x, np.bool) else x for x in (got, expected))
+    got, expected = plain(got), plain(expected)
     if isinstance(expected, str | bool) or isinstance(expected, tuple) and isinstance(got, tuple):
-        if type(got) is not type(expected) or got != expected:
+        if type(got) is not type(expected) or not equal(got, expected):
             raise CheckFailed(f"{name}: must be {expected!r}, but is {got!r}{hint}")
         print(f"✓ {name}: {expected!r}")
         return
+    given = got
     try:
         got, expected = np.asarray(got), np.asarray(expected)
     except ValueError:  # lists of different lengths in a list
         raise CheckFailed(f"{name}: must be one array, but its rows differ in length{hint}") from None
+    if got.dtype.kind not in "biufc":  # a function that was not called, a dict, a string
+        raise CheckFailed(f"{name}: must hold numbers, but is {reprlib.repr(given)}{hint}")
     if got.shape != expected.shape:
         raise CheckFailed(f"{name}: the shape must be {expected.shape}, but is {got.shape}{hint}")
-    if not np.issubdtype(got.dtype, np.number) and got.dtype != bool:
-        raise CheckFailed(f"{name}: must hold numbers, but holds {got.dtype}{hint}")
     what = f"shape {got.shape}" if got.ndim else f"{got:,}" if got.dtype.kind in "iu" else f"{got:.6g}"
-    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    exact = np.result_type(got, expected, np.float64)  # or complex128: an imaginary part must not get lost
+    got, expected = got.astype(exact), expected.astype(exact)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     with np.errstate(invalid="ignore"):  # inf - inf
         difference = np.where(same, 0, np.abs(got - expected))
@@ -135,7 +157,7 @@ def described(drawn, alt):
 
 
 def slider(draw, values, label, alt, start=None):
-    """A slider that redraws a figure; without a running kernel, for example on the web, the figure alone.
+    """A slider that redraws a figure; without a kernel, as on the web, or without ipywidgets, the figure alone.
 
     Args:
         draw: a function of one value that returns a figure.
@@ -150,7 +172,13 @@ def slider(draw, values, label, alt, start=None):
         show(draw(start), alt)
         return
     from IPython.display import display
-    from ipywidgets import SelectionSlider
+
+    try:
+        from ipywidgets import SelectionSlider
+    except ModuleNotFoundError:
+        print(f"Without ipywidgets no slider for {label}: pip install ipywidgets, then restart the kernel.")
+        show(draw(start), alt)
+        return
 
     def redraw(change):
         try:

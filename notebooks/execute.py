@@ -4,23 +4,34 @@
 
 --answers   at each exercise also run the usual mistake, which its check must catch, and the answer, which must pass
 --save      write the outputs into the notebooks, and renew the line numbers of their links and the table in README.md
+            (`python notebooks/contents.py` does only that, for all chapters, and runs nothing)
 CHAPTER     the beginning of a file name, such as 05; all chapters without
 
-TINYVIT_KERNELS=numpy runs them on the NumPy versions of the kernels. Needs `pip install -e ".[notebooks]"`.
+TINYVIT_KERNELS=numpy runs them on the NumPy versions of the kernels. No chapter may need the network, so here they have
+none. The exit code is 1 if a chapter failed. Needs `pip install -e ".[notebooks]"`.
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 import time
 
 import contents
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+
+try:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+except ModuleNotFoundError as error:
+    sys.exit(f'{sys.executable} has no {error.name}: pip install -e ".[notebooks]", or take the Python of .venv')
 
 LIMIT = 300  # seconds a cell may take before it counts as stuck
+PROMISE = 60  # seconds a chapter is to take on two cores; a busy machine may need more, so it is said and no failure
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there: what asks for the network fails at once
+OFFLINE = {"http_proxy": NOWHERE, "https_proxy": NOWHERE, "no_proxy": ""}
+COLOURS = re.compile(r"\x1b\[[\d;]*m")  # a terminal's, in tracebacks; a log has no use for them
 MISTAKE = """
 from course import CheckFailed as _CheckFailed
 try:
@@ -44,7 +55,11 @@ def with_answers(chapter, notebook):
 
 
 def run(path, answers=False):
-    """Execute a chapter; returns (the notebook with outputs, seconds). Raises CellExecutionError."""
+    """Execute a chapter; returns (the notebook with outputs, seconds).
+
+    Raises CellExecutionError, CellTimeoutError where a cell is stuck, DeadKernelError, and ValueError where the file is
+    not a chapter or an answer does not pass.
+    """
     chapter = contents.Chapter(path)
     notebook = nbformat.read(path, as_version=4)
     if answers:
@@ -53,7 +68,8 @@ def run(path, answers=False):
     client = NotebookClient(
         notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": str(contents.HERE)}}
     )
-    client.execute(env=dict(os.environ, TINYVIT_STATIC="1"))
+    offline = OFFLINE | {name.upper(): value for name, value in OFFLINE.items()}
+    client.execute(env=os.environ | offline | {"TINYVIT_STATIC": "1"})
     seconds = time.perf_counter() - start
     for cell in notebook.cells:
         if "answer" in cell.metadata:
@@ -73,10 +89,7 @@ def save(path, notebook):
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i:02}"
         cell.metadata = {}
-        if cell.cell_type == "markdown":
-            cell.source = contents.with_lines(cell.source)
-    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    contents.write(path, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def main():
@@ -87,25 +100,37 @@ def main():
     options = parser.parse_args()
     if options.save and options.answers:
         parser.error("--save keeps the exercises open, --answers fills them in: take one of the two")
-    paths = [c.path for c in contents.chapters() if c.path.name.startswith(tuple(options.chapters or [""]))]
-    if not paths:
-        parser.error(f"no chapter begins with {' or '.join(options.chapters)} in {contents.HERE}")
-    failed = 0
+    try:
+        paths = contents.paths(options.chapters)
+    except ValueError as error:
+        parser.error(str(error))
+    start, done, failed = time.perf_counter(), 0, []
     for path in paths:
+        done += 1
         try:
+            before = path.read_bytes()
             notebook, seconds = run(path, options.answers)
-        except (CellExecutionError, ValueError) as error:
-            failed += 1
-            print(f"{path.stem}: FAILED\n{error}", flush=True)
-            continue
-        print(f"{path.stem}: {seconds:.1f} s", flush=True)
-        if options.save:
-            save(path, notebook)
+            slow = f", more than the {PROMISE} s it is to take" if seconds > PROMISE else ""
+            print(f"{path.stem}: {seconds:.1f} s{slow}", flush=True)
+            if options.save and path.read_bytes() != before:
+                raise ValueError("not saved: someone else has changed the file while it ran")
+            if options.save:
+                save(path, notebook)
+        except (CellExecutionError, CellTimeoutError, ValueError, OSError) as error:
+            failed.append(path.stem)
+            print(f"{path.stem}: FAILED\n{COLOURS.sub('', str(error))}", flush=True)
+        except (DeadKernelError, AssertionError):  # nbclient's own assertion is what comes of Ctrl-C: no next chapter
+            failed.append(path.stem)
+            print(f"{path.stem}: FAILED: interrupted, or its kernel died (out of memory?)", flush=True)
+            break
     if options.save:
-        readme = contents.HERE / "README.md"
-        readme.write_text(contents.with_table(readme.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+        failed += contents.renew(paths)[1]
+    seconds = time.perf_counter() - start
+    print(f"{done} of {len(paths)} chapters in {seconds:.0f} s; failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # ✗ in a pipe on Windows
     sys.exit(main())

@@ -96,7 +96,8 @@ ZOO = [
     ),
     Bug(
         "softmax twice in the loss", "kernels/cross_entropy.py",
-        "    z = logits - logits.max(axis=1, keepdims=True)\n",
+        "    _check(logits, labels)\n    z = logits - logits.max(axis=1, keepdims=True)\n",
+        "    _check(logits, labels)\n"
         "    logits = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)\n"
         "    z = logits - logits.max(axis=1, keepdims=True)\n",
         "test_cross_entropy_is_ln_C_without_an_opinion_and_0_with_certainty",
@@ -161,7 +162,10 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         healthy = Path(scratch, "healthy")
         copy(healthy)
-        failures, said = run(healthy, PROPERTIES, *sorted({bug.also for bug in ZOO}))
+        try:
+            failures, said = run(healthy, PROPERTIES, *sorted({bug.also for bug in ZOO}))
+        except RuntimeError as error:  # a test of `also` has another name now
+            failures, said = True, error
         if failures:
             print(f"the package fails without any bug:\n{said}")
             return 1
@@ -170,8 +174,11 @@ def main():
         for number, bug in enumerate(ZOO, 1):
             start, folder = time.perf_counter(), Path(scratch, str(number))
             copy(folder)
-            put(bug, folder)
-            fine, says = verdict(bug, run(folder, PROPERTIES, bug.also)[0])
+            try:
+                put(bug, folder)
+                fine, says = verdict(bug, run(folder, PROPERTIES, bug.also)[0])
+            except (ValueError, RuntimeError) as error:  # the package has moved on, or no longer even imports
+                fine, says = False, f"NOT CAUGHT: {error}"
             caught += fine
             print(f"\n{number:2} {bug.name}, in tinyvit/{bug.file}: {time.perf_counter() - start:.1f} s")
             print(f"   {bug.test}\n   {says}\n   also {bug.also}", flush=True)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import tinyvit as tv
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
 import contents  # noqa: E402
+import course  # noqa: E402
 from course import CheckFailed, check  # noqa: E402
 
 CHAPTERS = contents.chapters()
@@ -79,7 +81,7 @@ def test_every_step_is_checked(chapter):
 
 @each
 def test_its_links_name_the_lines_as_they_are(chapter):
-    """Protects: "now read" points at what it names. `python notebooks/execute.py --save` renews the lines."""
+    """Protects: "now read" points at what it names. `python notebooks/contents.py` renews the lines."""
     text = chapter.text()
     assert contents.LINES.search(text) and contents.with_lines(text) == text
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
@@ -168,9 +170,26 @@ def test_what_it_introduces_exists(chapter):
 
 
 def test_the_table_of_chapters_is_up_to_date():
-    """`python notebooks/execute.py --save` renews it."""
+    """`python notebooks/contents.py` renews it."""
     text = (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
     assert contents.with_table(text) == text and contents.table() in text
+
+
+@each
+def test_it_reads_the_embedded_digits_alone(chapter):
+    """Protects: a chapter downloads nothing, and needs no TINYVIT_DATA."""
+    code = "\n".join([chapter.source(i) for i in chapter.code()] + [e.answer for e in chapter.exercises()])
+    assert set(re.findall(r"\bdata\.load\(\W*(\w+)", code)) <= {"digits"}
+
+
+def test_the_glossary_is_in_order_and_bilingual():
+    """Protects: four columns, no word twice, a Korean one for each (whatever its letters), chapter by chapter."""
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \| (\d\d) \|$", (NOTEBOOKS / "glossary.md").read_text("utf-8"), re.M)
+    words = [word for english, *_ in rows for word in re.sub(r" \(.*?\)", "", english).split(", ")]
+    numbers = [row[3] for row in rows]
+    assert len(words) == len(set(words)) > 80
+    assert not [korean for _, korean, *_ in rows if not re.search("[가-힣]", korean)]
+    assert numbers == sorted(numbers) and set(numbers) == {c.path.name[:2] for c in CHAPTERS}
 
 
 def test_check_accepts_what_is_right(capsys):
@@ -182,6 +201,9 @@ def test_check_accepts_what_is_right(capsys):
     check("f", np.array([True]), np.array([True]))
     check("g", np.True_, True)
     check("h", 86_567_656, 86_567_656)
+    check("i", np.array(True), True)
+    check("j", [tv.Tensor(1.0), 2], (1.0, 2.0))
+    check("k", 1j * np.ones(1), [1j])
     assert capsys.readouterr().out.splitlines() == [
         "✓ a: shape (2, 3), largest difference 1.0e-09",
         "✓ b: shape (3,), equal to the last bit",
@@ -191,6 +213,9 @@ def test_check_accepts_what_is_right(capsys):
         "✓ f: shape (1,), equal to the last bit",
         "✓ g: True",
         "✓ h: 86,567,656, equal to the last bit",
+        "✓ i: True",
+        "✓ j: shape (2,), equal to the last bit",
+        "✓ k: shape (1,), equal to the last bit",
     ]
 
 
@@ -210,6 +235,12 @@ def test_check_accepts_what_is_right(capsys):
         ("two", 2.0, "must hold numbers"),
         ([[1.0], [1.0, 2.0]], np.ones((2, 2)), "its rows differ in length"),
         ([object()], [2.0], "must hold numbers"),
+        (np.sum, [2.0], "must hold numbers, but is <function sum"),
+        ({}, [2.0], "must hold numbers, but is {}"),
+        ([1 + 1j], [1.0], "must be 1+0j at (0,), but is 1+1j"),
+        ([], [1.0], "the shape must be (1,), but is (0,)"),
+        ((np.ones(2), 3), (2, 3), "must be (2, 3), but is (array([1., 1.]), 3)"),
+        ((tv.Tensor([1.0]), 3), (1, 3), "must be (1, 3), but is (Tensor("),
     ],
 )
 def test_check_says_what_is_wrong(got, expected, says):
@@ -222,6 +253,63 @@ def test_check_says_what_is_wrong(got, expected, says):
 def test_check_waits_for_an_answer(nothing, capsys):
     check("step", nothing, 1.0)
     assert capsys.readouterr().out.startswith("○ step: not done yet")
+
+
+def bars(height):
+    """A figure for a slider; not all of its values make one."""
+    drawn, ax = course.figure()
+    ax.bar([0], [1 / height])
+    return drawn
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    """What `show` and `slider` display: a list of data by MIME type; a picture's update takes its place."""
+    pytest.importorskip("ipywidgets", reason='needs pip install -e ".[notebooks]"')
+    import IPython.display
+
+    seen = []
+
+    class Handle:
+        def update(self, data, **_):
+            seen[-1] = data
+
+    def display(thing, **_):
+        seen.append(thing)
+        return Handle()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr(course, "STATIC", False)
+    return seen
+
+
+def test_a_slider_redraws_and_shows_its_errors(displayed):
+    course.slider(bars, [0, 1, 2], "height", 'a bar, "1" high')
+    control, picture = displayed
+    assert control.value == 1 and 'alt="a bar, &quot;1&quot; high"' in picture["text/html"]
+    control.value = 2
+    assert 'alt="height: 2"' in displayed[1]["text/html"] and displayed[1] != picture
+    control.value = 0
+    assert displayed[1] == {"text/plain": "ZeroDivisionError: division by zero"}
+    control.value = 1
+    assert displayed[1] == picture
+
+
+def test_without_ipywidgets_or_a_kernel_a_slider_is_a_figure(displayed, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ipywidgets", None)
+        course.slider(bars, [1, 2], "height", "a bar")
+    assert "pip install ipywidgets" in capsys.readouterr().out
+    monkeypatch.setattr(course, "STATIC", True)
+    course.slider(bars, [1, 2], "height", "a bar")
+    assert ["text/html" in data for data in displayed] == [True, False] and "image/png" in displayed[1]
+
+
+def test_another_pythons_kernel_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tinyvit.tensor", None)
+    spec = importlib.util.spec_from_file_location("course_again", NOTEBOOKS / "course.py")
+    with pytest.raises(ModuleNotFoundError, match=re.escape(sys.executable) + r".* has no tinyvit.*Choose the kernel"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 EXERCISE = """def double(x):
@@ -291,14 +379,31 @@ def exercise(answer="2 * x", mistake="x**3", setup="from course import check"):
         (exercise(mistake="x + x"), "the usual mistake passes the check"),
         (exercise(setup="from course import check; 1 / 0"), "ZeroDivisionError"),
         (exercise()[:-1] + [("markdown", "no answer")], "Exercise 1: below its text must stand"),
+        (exercise()[:-1], "Exercise 1: below its text must stand"),
+        (exercise(setup="import time; time.sleep(60)"), "timed out"),
+        (exercise(setup="import os; os._exit(1)"), "its kernel died"),
+        (exercise(setup="from urllib.request import urlopen; urlopen('http://example.invalid')"), "refused"),
     ],
-    ids=["right", "wrong answer", "no answer", "harmless mistake", "broken cell", "not folded"],
+    ids=[
+        "right",
+        "wrong answer",
+        "no answer",
+        "harmless mistake",
+        "broken cell",
+        "not folded",
+        "cut off",
+        "stuck",
+        "kernel ends",
+        "network",
+    ],
 )
 def test_execute_tells_right_from_wrong(execute, tmp_path, monkeypatch, capfd, cells, says):
     written(tmp_path, cells)
     monkeypatch.setattr(sys, "argv", ["execute.py", "--answers"])
+    monkeypatch.setattr(execute, "LIMIT", 10)
     assert execute.main() == bool(says)
-    assert says in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert says in out and ("failed: 00-small" if says else "failed: none") in out.splitlines()[-1]
 
 
 def test_execute_saves_what_does_not_differ_from_run_to_run(execute, tmp_path, monkeypatch):
@@ -313,3 +418,51 @@ def test_execute_saves_what_does_not_differ_from_run_to_run(execute, tmp_path, m
         contents.with_lines(chapter.text()) == chapter.text() != contents.Chapter(written(tmp_path, exercise())).text()
     )
     assert "| 00 | [Small](00-small.ipynb) | 1 | 5 | 0 | 1 | 1 |" in (tmp_path / "README.md").read_text()
+
+
+def test_execute_goes_on_after_a_failure_and_says_so(execute, tmp_path, monkeypatch, capfd):
+    written(tmp_path, exercise(setup="1 / 0"))
+    written(tmp_path, exercise(), "01-small.ipynb")
+    (tmp_path / "02-small.ipynb").write_text("<<<<<<< a merge", encoding="utf-8")
+    assert execute.main() == 1
+    out = capfd.readouterr().out
+    assert "ZeroDivisionError" in out and "\x1b" not in out and "02-small.ipynb is not a whole notebook" in out
+    assert re.search(r"^01-small: [\d.]+ s$", out, re.M) and "failed: 00-small, 02-small" in out
+    monkeypatch.setattr(sys, "argv", ["execute.py", "00", "07"])
+    with pytest.raises(SystemExit):
+        execute.main()
+    assert "begins with '07'" in capfd.readouterr().err
+
+
+def test_what_changes_while_it_runs_is_not_overwritten(execute, tmp_path, monkeypatch, capfd):
+    edit = "import pathlib; pathlib.Path('00-small.ipynb').write_text('a later edit'); from course import check"
+    path = written(tmp_path, exercise(setup=edit))
+    monkeypatch.setattr(sys, "argv", ["execute.py", "--save"])
+    assert execute.main() == 1 and "someone else has changed" in capfd.readouterr().out
+    assert path.read_text() == "a later edit"
+
+
+def test_renewing_changes_lines_and_table_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "HERE", tmp_path)
+    path, readme = written(tmp_path, exercise()), tmp_path / "README.md"
+    readme.write_text("before\n<!-- chapters -->\n\n<!-- end -->\n", encoding="utf-8")
+    old = path.read_text(encoding="utf-8")
+    first, last = contents.lines_of("tinyvit/tensor.py", "Tensor.backward")
+    new = old.replace("](x)", f"](../tinyvit/tensor.py#L{first}-L{last})")
+    assert contents.renew(contents.paths()) == (["00-small.ipynb", "README.md"], [])
+    assert path.read_text(encoding="utf-8") == new != old and "| 00 | [Small]" in readme.read_text(encoding="utf-8")
+    assert contents.renew(contents.paths()) == ([], [])
+
+    path.write_text(new.replace("Tensor.backward", "Tensor.sideways"), encoding="utf-8")
+    changed, wrong = contents.renew(contents.paths())
+    assert changed == [] and "00-small.ipynb: tinyvit/tensor.py has no Tensor.sideways" in wrong[0]
+
+
+def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
+    """Protects: a reader's notebook is never half of one, whenever the program is killed."""
+    path = tmp_path / "00-small.ipynb"
+    path.write_text("old", encoding="utf-8")
+    seen = []
+    monkeypatch.setattr(contents.os, "replace", lambda new, to: seen.append((new.read_text("utf-8"), path.read_text())))
+    contents.write(path, "new")
+    assert seen == [("new", "old")]

@@ -327,7 +327,8 @@ def test_notebooks_open_the_first_chapter(project, capfd):
     (project.folder / "jupyterlab.py").write_text("import os, sys; print(sys.argv[1:], os.getcwd())")
     assert project.run.main(["notebooks", "--no-browser"]) == 0
     first = "notebooks/00-the-map.ipynb"
-    assert capfd.readouterr().out == f"{['--LabApp.default_url=/lab/tree/' + first, '--no-browser']} {project.folder}\n"
+    place = [f"--ServerApp.root_dir={project.folder}", f"--LabApp.default_url=/lab/tree/{first}"]
+    assert capfd.readouterr().out == f"{[*place, '--no-browser']} {project.folder}\n"
     assert project.installed() == [".[notebooks]"]
     assert (RUN.parent / first).exists()
 
