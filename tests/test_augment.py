@@ -52,6 +52,15 @@ def test_spec_and_kernel_agree(shape):
         np.testing.assert_allclose(fast, spec, atol=1e-5)
 
 
+def test_levels_are_warped_as_floats(backend):
+    """Protects: 8-bit images come out as float32, not rounded or wrapped around."""
+    images = split_of(3, side=9, channels=3).images
+    matrices = affine(9, 9, np.array([5.0, -20, 90]), 1.1, 0.4, -0.3)
+    moved = warp(images, matrices)
+    assert moved.dtype == np.float32
+    np.testing.assert_array_equal(moved, warp(images.astype(np.float32), matrices))
+
+
 def test_identity_is_exact(backend):
     """Protects: no blur and no half-pixel offset where nothing is to move."""
     images = pictures(3, 5, 8, 2)

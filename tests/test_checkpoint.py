@@ -66,7 +66,7 @@ def test_not_ours_and_not_there(path, tmp_path):
         checkpoint.load(tmp_path / "none")
     other = tmp_path / "other.safetensors"
     safetensors.numpy.save_file(TENSORS, other)
-    with pytest.raises(CheckpointError, match="format mark 'tinyvit 1', found 'none'"):
+    with pytest.raises(CheckpointError, match="format mark 'tinyvit 2', found 'none'"):
         checkpoint.load(other)
     (tmp_path / "text").write_text("hello")
     with pytest.raises(CheckpointError):

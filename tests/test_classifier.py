@@ -44,7 +44,7 @@ def test_a_whole_checkpoint_loads(tmp_path):
         (dict(recipe={}), "the recipe names no data"),
         (dict(recipe=None), "not iterable"),
         (dict(recipe={"data": "digits", "colour": 1}), "a recipe has no colour"),
-        (dict(recipe={"data": "digits", "lr": "fast"}), "not supported"),
+        (dict(recipe={"data": "digits", "lr": "fast"}), "lr must be a finite number"),
         (dict(classes=["cat"]), "2 names of classes, got .*cat"),
         (dict(classes="ab", mean=3), "not iterable"),
         (dict(classes=[1, 2]), "2 names of classes"),

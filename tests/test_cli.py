@@ -35,8 +35,32 @@ def test_train_says_how_well_and_where(tmp_path, monkeypatch, capsys):
         assert lines[-1].endswith(f"digits-{n}")
     names = {p.name for p in (tmp_path / "runs" / "digits-1").iterdir()}
     assert names == {
-        "config.toml", "metrics.jsonl", "checkpoint.safetensors", "curves.png", "attention.png", "mistakes.png"
+        "config.toml", "metrics.jsonl", "checkpoint.safetensors", "best.safetensors", "curves.png", "attention.png",
+        "mistakes.png", "report.html",
     }  # fmt: skip
+
+
+def test_a_recipe_from_a_file_and_by_name(tmp_path, monkeypatch, capsys):
+    """Protects: --recipe, with the other words on top of it, and that its data are the data."""
+    monkeypatch.chdir(tmp_path)
+    text = '[recipe]\ndata = "digits"\nepochs = 0\nlr = 0.123\nshards = 2\n'
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    assert main(["train", "--recipe", "mine.toml", "--clip", "0.5", "--out", "run"]) == 0
+    recipe = load("run").recipe
+    assert (recipe.data, recipe.epochs, recipe.lr, recipe.clip, recipe.shards) == ("digits", 0, 0.123, 0.5, 2)
+    assert main(["train", "digits", "--recipe", "mnist", "--preset", "digits", "--epochs", "0", "--out", "other"]) == 0
+    recipe = load("other").recipe
+    assert (recipe.data, recipe.batch_size) == ("digits", train.RECIPES["mnist"].batch_size)
+    capsys.readouterr()
+    assert main(["train", "--recipe", "nobody's"]) == 2
+    assert "nobody's cannot be read as a recipe" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_with_their_promises(capsys):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name} " in out for name in train.RECIPES)
+    assert str(train.PROMISES["digits"]) in out and "digits.toml" in out
 
 
 @pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), MemoryError(), KeyboardInterrupt()])

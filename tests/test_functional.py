@@ -52,7 +52,8 @@ def biased_attention(qkv, bias, heads):
 
 
 def cross_entropy(logits, labels, smoothing=0.0):
-    target = np.eye(logits.shape[1])[labels] * (1 - smoothing) + smoothing / logits.shape[1]
+    target = labels if labels.ndim == 2 else np.eye(logits.shape[1])[labels]
+    target = target * (1 - smoothing) + smoothing / logits.shape[1]
     return -(ops.log(softmax(logits)) * target).sum(axis=-1).mean()
 
 
@@ -106,6 +107,7 @@ def pool(x, size, stride, padding, reduce):
 
 
 LABELS = np.array([0, 4, 4, 2])
+TARGETS = np.eye(5)[LABELS] * 0.7 + np.eye(5)[[1, 3, 4, 2]] * 0.3
 CAUSAL = np.triu(np.full((5, 5), -np.inf), 1)  # a token reads itself and what came before
 PICKED = np.array([[2, 0, 2], [2, 3, 0]])
 CASES = {
@@ -142,6 +144,11 @@ CASES = {
         lambda x: functional.cross_entropy(x, LABELS), lambda x: cross_entropy(x, LABELS), lambda: (leaf(4, 5),)),
     "cross_entropy, smoothed": (
         lambda x: functional.cross_entropy(x, LABELS, 0.2), lambda x: cross_entropy(x, LABELS, 0.2), lambda:
+        (leaf(4, 5),)),
+    "cross_entropy, of distributions": (
+        lambda x: functional.cross_entropy(x, TARGETS), lambda x: cross_entropy(x, TARGETS), lambda: (leaf(4, 5),)),
+    "cross_entropy, of distributions, smoothed": (
+        lambda x: functional.cross_entropy(x, TARGETS, 0.2), lambda x: cross_entropy(x, TARGETS, 0.2), lambda:
         (leaf(4, 5),)),
     "conv2d": (
         functional.conv2d, lambda x, w, b: conv2d(x, w, b, 1, 0), lambda: (leaf(2, 5, 4, 3), leaf(3, 2, 3, 4),
@@ -304,6 +311,18 @@ def test_cross_entropy_is_stable(backend):
         assert functional.cross_entropy(Tensor(np.array([[1e4, 0]], dtype)), [1]).item() == 1e4
 
 
+def test_a_one_hot_distribution_is_its_label(backend):
+    """And float32 targets go with logits of either precision."""
+    for dtype in (np.float32, np.float64):
+        x, y = (Tensor(5 * np.random.default_rng(1).standard_normal((4, 5)).astype(dtype), True) for _ in range(2))
+        ours = functional.cross_entropy(x, np.eye(5, dtype="f4")[LABELS], 0.1)
+        theirs = functional.cross_entropy(y, LABELS, 0.1)
+        assert ours.dtype == dtype and ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+        ours.backward()
+        theirs.backward()
+        np.testing.assert_allclose(x.grad, y.grad, rtol=1e-5, atol=1e-7)
+
+
 def test_dropout_keeps_the_mean_and_its_mask():
     x = Tensor(np.ones((200, 200)), requires_grad=True)
     y = functional.dropout(x, 0.25, np.random.default_rng(0))
@@ -323,6 +342,12 @@ def test_dropout_keeps_the_mean_and_its_mask():
         (lambda: functional.cross_entropy(leaf(2, 3), [0.0, 1.0]), TypeError, "integers"),
         (lambda: functional.cross_entropy(leaf(2, 3), [0]), ValueError, r"got \(2, 3\) and \(1,\)"),
         (lambda: functional.cross_entropy(leaf(2, 3), [0, 1], 1.0), ValueError, "smoothing"),
+        (lambda: functional.cross_entropy(leaf(2, 3), np.eye(3, dtype=int)[:2]), TypeError, "must be floats, got int"),
+        (lambda: functional.cross_entropy(leaf(2, 3), np.eye(2)), ValueError, r"got \(2, 3\) and \(2, 2\)"),
+        (lambda: functional.cross_entropy(leaf(2, 3), np.eye(3)[:2] * 0.9), ValueError, "sum of 1; .* from 0.9 to"),
+        (lambda: functional.cross_entropy(leaf(2, 2), [[1.5, -0.5], [0, 1]]), ValueError, "a least number -0.5"),
+        (lambda: functional.cross_entropy(leaf(1, 2), [[np.nan, 1]]), ValueError, "must be a distribution"),
+        (lambda: functional.cross_entropy(leaf(2, 0), np.ones((2, 0))), ValueError, r"got \(2, 0\)"),
         (lambda: functional.conv2d(leaf(1, 4, 4, 2), leaf(3, 3, 3, 2), None), ValueError, "one C"),
         (lambda: functional.conv2d(leaf(1, 2, 2, 1), leaf(3, 3, 1, 2), None), ValueError, "does not fit"),
         (lambda: functional.group_norm(leaf(1, 2, 2, 4), leaf(4), leaf(4), groups=3), ValueError, "groups divide C"),

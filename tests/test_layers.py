@@ -19,17 +19,25 @@ ORDER = """
 INSIDE = {
     "kernels": """
         backend update elementary simd softmax layernorm groupnorm gelu cross_entropy matmul linear attention block
-        im2col convolution scatter warp __init__
+        im2col convolution scatter warp retouch __init__
     """.split(),
     "nn": "module initial layers convolution positions resolution __init__".split(),
     "models": "model vit resnet hybrid resolution conv_attention augmented igpt masked __init__".split(),
-    "data": "dataset idx cifar image folder digits sources fetch augment palette batches __init__".split(),
-    "viz": "figure training images inside centres graph bench __init__".split(),
+    "data": """
+        dataset idx cifar image folder digits sources fetch augment randaugment pipeline mixing palette batches
+        __init__
+    """.split(),
+    "viz": "figure training panels page images report compare live inside centres graph bench __init__".split(),
     "bench": """
         shapes ours pytorch parts footprint worker machine statistics rounds results report training inference __init__
     """.split(),
-    "train": "recipes shards checkpoint loop finetune pretrain probe __init__".split(),
-    "cli": "shared training finetuning trained figures machine words __init__".split(),
+    "train": """
+        recipes shards checkpoint average folder progress interrupt ranks loop runs finetune pretrain probe __init__
+    """.split(),
+    "cli": """
+        shared reporting training finetuning trained figures plot tensorboard watching comparing machine words
+        __init__
+    """.split(),
 }
 # cli is the one reader of `tinyvit` as a whole: it uses the public names, as a user would.
 ENTRANCES = {"cli", "__main__"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyvit import Tensor, gradcheck, nn
+from tinyvit import Tensor, gradcheck, kernels, nn
 from tinyvit.nn.positions import shifts
 
 rng = np.random.default_rng(0)
@@ -23,10 +23,22 @@ class Added(nn.Module):
         return z + self.positions()
 
 
+class Dropping(nn.Module):
+    """Stochastic depth about a layer, the same coins at each call."""
+
+    def __init__(self):
+        self.layer, self.drop = nn.Linear(5, 5, rng), nn.DropPath(0.5)
+
+    def forward(self, z):
+        with nn.random_state((1,)):
+            return self.drop(z, self.layer(z))
+
+
 MODULES = {
     "Linear": (lambda: nn.Linear(5, 3, rng), lambda: leaf(2, 4, 5)),
     "LayerNorm": (lambda: nn.LayerNorm(5), lambda: leaf(2, 4, 5)),
     "Dropout, eval": (lambda: nn.Dropout(0.5).eval(), lambda: leaf(2, 5)),
+    "DropPath": (Dropping, lambda: leaf(6, 2, 5)),
     "MultiHeadSelfAttention": (lambda: nn.MultiHeadSelfAttention(6, 3, rng), lambda: leaf(2, 5, 6)),
     "MLP": (lambda: nn.MLP(4, 7, rng), lambda: leaf(2, 3, 4)),
     "MLP, tanh": (lambda: nn.MLP(4, 7, rng, tanh=True), lambda: leaf(2, 3, 4)),
@@ -73,6 +85,35 @@ def test_dropout_draws_from_the_blocks_generator():
         c = layer(x).data
     assert (a != b).any() and (a == c).all()
     assert layer.eval()(x) is x
+
+
+def test_drop_path_forgets_the_whole_block_for_some_images(backend):
+    """An image of the batch goes past the block or gets more of it; the mean stays; in eval mode the block is whole."""
+    block, z = nn.EncoderBlock(8, 2, 8, rng, drop_path=0.25), Tensor(rng.standard_normal((400, 3, 8)).astype("f4"))
+    with nn.evaluating():
+        whole = block(z).data - z.data
+    with nn.random_state((1, 2)):
+        ours = block(z).data - z.data
+    kept = ours.any(axis=(1, 2))
+    assert 250 < kept.sum() < 350
+    np.testing.assert_allclose(ours[kept], whole[kept] / 0.75, rtol=0, atol=1e-5)
+    assert not ours[~kept].any()
+    with nn.random_state((1, 2)):
+        np.testing.assert_array_equal(block(z).data - z.data, ours)
+    np.testing.assert_array_equal(block.eval()(z).data - z.data, whole)
+
+
+def test_drop_path_keeps_the_fused_kernel():
+    """And adds nothing to it where it is off."""
+    if kernels.backend() == "numba":
+        z = leaf(2, 3, 8)
+        on, off = (nn.EncoderBlock(8, 2, 8, rng, drop_path=p).astype(float) for p in (0.5, 0.0))
+
+        def ops_of(block):
+            return [row.op for row in block(z).trace().rows if row.op != "leaf"]
+
+        assert ops_of(on)[0] == "encoder_block" and len(ops_of(on)) > 1
+        assert ops_of(off) == ops_of(on.eval()) == ["encoder_block"]
 
 
 def test_patchify_cuts_squares_row_by_row():

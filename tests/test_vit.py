@@ -110,6 +110,15 @@ def test_dropout_acts_in_the_papers_places(monkeypatch):
     assert shapes == [8] + [8, 12, 8] * 2  # widths: D; then D, the hidden layer's, D
 
 
+def test_stochastic_depth_grows_linearly_from_the_first_block_to_the_last():
+    model = ViT(replace(SMALL, depth=5, drop_path=0.2))
+    assert [block.drop_path.p for block in model.blocks] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert ViT(replace(SMALL, depth=1, drop_path=0.2)).blocks[0].drop_path.p == 0
+    assert model.state_dict().keys() == ViT(replace(SMALL, depth=5)).state_dict().keys()
+    with pytest.raises(ValueError, match=r"drop_path must be in \[0, 1\), got 1"):
+        replace(SMALL, drop_path=1)
+
+
 def test_prediction_on_many_threads_leaves_the_mode_alone():
     model = randomised(ViT(replace(SMALL, dropout=0.5)))
     x = images(4, SMALL)

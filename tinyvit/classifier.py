@@ -18,7 +18,8 @@ from tinyvit.models import ImageModel, build, from_dict
 from tinyvit.nn import BatchNorm
 from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.checkpoint import load as load_checkpoint
-from tinyvit.train.loop import CHECKPOINT, check_memory
+from tinyvit.train.folder import BEST, CHECKPOINT
+from tinyvit.train.loop import check_memory
 from tinyvit.train.recipes import Recipe
 
 
@@ -87,7 +88,12 @@ def load(path):
     file = path / CHECKPOINT if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise CheckpointError(f"{path} is not a run's folder: it holds no {CHECKPOINT}. `tinyvit train` makes one.")
-    tensors, about = load_checkpoint(file)
+    try:
+        tensors, about = load_checkpoint(file)
+    except CheckpointError as error:
+        if path.is_dir() and (path / BEST).exists():
+            raise CheckpointError(f"{error}. The best epoch's is beside it: {path / BEST}") from None
+        raise
     weights = {name.removeprefix("model."): array for name, array in tensors.items() if name.startswith("model.")}
     try:
         recipe = Recipe.from_dict(about["recipe"])

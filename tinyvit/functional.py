@@ -197,13 +197,17 @@ def embedding(table, index):
 
 
 @differentiable
-def _cross_entropy(logits, *, labels, smoothing):
-    losses, p = kernels.cross_entropy(logits, labels, smoothing)
-    share = 1 / len(labels)
+def _cross_entropy(logits, *, targets, smoothing):
+    forward, backward = kernels.cross_entropy, kernels.cross_entropy_backward
+    if targets.ndim == 2:
+        forward, backward = kernels.soft_cross_entropy, kernels.soft_cross_entropy_backward
+        targets = targets.astype(logits.dtype)
+    losses, p = forward(logits, targets, smoothing)
+    share = 1 / len(logits)
 
     def pullback(g):
-        each = np.full(len(labels), g * share, logits.dtype)
-        return kernels.cross_entropy_backward(p, labels, each, smoothing)
+        each = np.full(len(losses), g * share, logits.dtype)
+        return backward(p, targets, each, smoothing)
 
     return losses.mean(dtype=logits.dtype), pullback
 
@@ -213,22 +217,32 @@ def cross_entropy(logits, labels, smoothing=0.0):
 
     Args:
         logits: (B, C).
-        labels: (B,) integers in [0, C).
-        smoothing: s moves that much of the target from the label to all classes alike: t = (1 - s) one-hot + s / C
-            (Szegedy et al. 2016).
+        labels: (B,) integers in [0, C), or (B, C) floats: a distribution over the classes for each image.
+        smoothing: s moves that much of the target to all classes alike: t = (1 - s) target + s / C, where a label's
+            target is one-hot (Szegedy et al. 2016).
 
-    Returns a scalar Tensor. Raises ValueError for labels or smoothing out of range, TypeError for labels not integer.
+    Returns a scalar Tensor. Raises ValueError for labels or smoothing out of range and for rows that are no
+    distribution, TypeError for labels (B,) that are not integers and distributions (B, C) that are.
     """
-    labels = np.array(labels)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy: labels must be integers, got {labels.dtype}")
-    if len(logits.shape) != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
+    labels = np.array(labels)  # a copy, which nobody else changes
+    if len(logits.shape) != 2 or labels.shape not in (logits.shape[:1], logits.shape) or labels.size == 0:
         raise ValueError(
-            f"cross_entropy needs logits (B, C) and labels (B,) with B ≥ 1, got {logits.shape} and {labels.shape}"
+            "cross_entropy needs logits (B, C) and labels (B,) or (B, C) with B ≥ 1, "
+            f"got {logits.shape} and {labels.shape}"
+        )
+    if labels.dtype.kind not in ("iu" if labels.ndim == 1 else "f"):
+        must = "labels must be integers" if labels.ndim == 1 else "targets (B, C) must be floats"
+        raise TypeError(f"cross_entropy: {must}, got {labels.dtype}")
+    if labels.ndim == 1:
+        labels = labels.astype(np.int64)
+    elif not (labels.min() >= 0 and np.abs(labels.sum(axis=1) - 1).max() < 1e-3):
+        raise ValueError(
+            "cross_entropy: each row of targets (B, C) must be a distribution, no number below 0 and a sum of 1; got a "
+            f"least number {labels.min():.3g}, and sums from {labels.sum(1).min():.6g} to {labels.sum(1).max():.6g}"
         )
     if not 0 <= smoothing < 1:
         raise ValueError(f"cross_entropy: smoothing must be in [0, 1), got {smoothing}")
-    return _cross_entropy(logits, labels=labels.astype(np.int64), smoothing=float(smoothing))
+    return _cross_entropy(logits, targets=labels, smoothing=float(smoothing))
 
 
 def dropout(x, p, rng):
@@ -236,3 +250,13 @@ def dropout(x, p, rng):
     (Srivastava 2014)."""
     mask = (rng.random(x.shape, dtype=np.float32) >= p).astype(x.dtype) * x.dtype.type(1 / (1 - p))
     return ops.multiply(x, Tensor.wrap(mask))
+
+
+def drop_path(z, after, p, rng):
+    """z + (after - z) m / (1 - p), where m (B, 1, …) is 0 with probability p, else 1: for an image all or nothing.
+
+    z and after, both (B, …), are the tokens before and after a residual block (Huang et al. 2016).
+    """
+    kept = rng.random(len(z), dtype=np.float32) >= p
+    scale = (kept / (1 - p)).astype(z.dtype).reshape(-1, *[1] * (len(z.shape) - 1))
+    return z + (after - z) * Tensor.wrap(scale)

@@ -12,11 +12,12 @@ from tinyvit.cli.words import parser
 
 def main(arguments=None):
     """Run the command line `arguments` (sys.argv by default) and return the exit code: 0 done, 1 failed, 2 misused,
-    130 interrupted."""
+    130 interrupted, 143 terminated."""
     options = parser().parse_args(arguments)
     command = f"tinyvit {options.command}"
     try:
-        return options.run(options) or 0
+        with train.job().together():
+            return options.run(options) or 0
     except Mistake as error:
         return complain(f"{command}: {error}", 2)
     except (data.DataError, train.CheckpointError, train.TrainingError) as error:

@@ -22,8 +22,9 @@ def run_finetune(options):
         model, dataset = train.begin(start, dataset, recipe, options.mode)
     except ValueError as error:
         raise Mistake(error) from None
-    folder = train.loop.empty_folder(options.out or train.new_folder(recipe.data))
-    print(_what_changes(start.model.config, model.config, options))
+    job = train.job()
+    folder = job.once(train.loop.empty_folder, options.out or job.once(train.new_folder, recipe.data))
+    job.voice(print)(_what_changes(start.model.config, model.config, options))
     begun = origin(start, Path(options.checkpoint).resolve(), options.mode)
     run = train.fit(recipe, dataset, folder, model=model, origin=begun, threads=options.threads)
     return finish("finetune", run, dataset)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit import data
+from tinyvit import data, train
 
 
 class Mistake(Exception):
@@ -15,8 +15,9 @@ class Mistake(Exception):
 
 
 def complain(text, code=None):
-    """Say it on stderr; returns `code`."""
-    print(text, file=sys.stderr)
+    """Say it on stderr; returns `code`. Under mpiexec rank 0 says it for all."""
+    if train.launched()[0] == 0:
+        print(text, file=sys.stderr)
     return code
 
 
@@ -24,7 +25,8 @@ def load_data(name, image_size=0):
     """The data set of that name, or folder of images; resized if `image_size` is not 0."""
     misused = name not in data.NAMES and not Path(name).is_dir()
     try:
-        return data.load(name, image_size=image_size or None)
+        with train.job().in_turn():
+            return data.load(name, image_size=image_size or None)
     except data.DataError as error:
         raise (Mistake(error) if misused else error) from None
 

@@ -1,37 +1,75 @@
-"""`tinyvit train`: a recipe for the data, the words of the command on top of it, the run and its pictures."""
+"""`tinyvit train`: a recipe for the data, the words of the command on top of it, the run and its pictures; and going on
+with a run that was stopped."""
 
 from dataclasses import fields, replace
 from pathlib import Path
 
 import tinyvit
-from tinyvit import train
+from tinyvit import data, train
+from tinyvit.cli.reporting import PAGE, write_report
 from tinyvit.cli.shared import Mistake, caption, complain, in_turn, load_data
 from tinyvit.data.dataset import normalise
 
 
 def run_train(options):
+    if options.resume is not None:
+        return go_on(options)
     recipe = changed(known_recipe(options), options)
     h = w = recipe.image_size
     try:
         if recipe.image_size:  # before images of that size fill the memory
             train.loop.fitted(recipe, (h, w))
-        dataset = load_data(options.data, recipe.image_size)
+        dataset = load_data(options.data or recipe.data, recipe.image_size)
         h, w = dataset.train.images.shape[1:3]
         train.loop.configure(recipe, dataset)
     except ValueError as error:
         raise Mistake(f"{error}{_other_size(recipe, h, w)}") from None
-    run = train.fit(recipe, dataset, options.out or train.new_folder(recipe.data), threads=options.threads)
+    out = options.out or train.job().once(train.new_folder, recipe.data)
+    run = train.fit(recipe, dataset, out, threads=options.threads)
     return finish("train", run, dataset)
 
 
+def go_on(options):
+    """`tinyvit train --resume RUN`: what the run is was decided when it began."""
+    given = {name for name, value in vars(options).items() if value is not None}
+    others = sorted(given - {"command", "run", "resume", "threads"})
+    if others:
+        words = ", ".join("DATA" if name == "data" else f"--{name.replace('_', '-')}" for name in others)
+        raise Mistake(f"--resume goes on with the run as it began, and takes --threads only; got {words}")
+    saved = train.job().once(train.read_saved, options.resume)
+    name = saved.recipe.data
+    if name not in data.NAMES and not Path(name).is_dir():
+        raise data.DataError(f"the run was begun on {name}, which is not here; put it back there")
+    dataset = saved.prepared(load_data(name, saved.recipe.image_size))
+    return finish("train", train.resume(options.resume, dataset, threads=options.threads), dataset)
+
+
 def known_recipe(options):
-    """The recipe for the data that the options name, as the table has it."""
-    if options.data in train.RECIPES:
-        return train.RECIPES[options.data]
-    name = str(Path(options.data).resolve())  # `eval` may be called from elsewhere
-    if Path(options.out or "runs").resolve().is_relative_to(name):
+    """The recipe that the options name, or else the one of the package for their data."""
+    recipe = named_recipe(options.recipe) if getattr(options, "recipe", None) else None
+    name = options.data or (recipe.data if recipe else "digits")
+    if name in data.NAMES:
+        return replace(recipe or train.RECIPES[name], data=name)
+    folder = str(Path(name).resolve())  # `eval` may be called from elsewhere
+    if Path(options.out or "runs").resolve().is_relative_to(folder):
         raise Mistake("the run's folder would be one more class inside the data folder; go up one folder or use --out")
-    return replace(train.FOLDER_RECIPE, data=name)
+    return replace(recipe or train.FOLDER_RECIPE, data=folder)
+
+
+def named_recipe(name):
+    """The recipe of that name, or of that file."""
+    if name in train.RECIPES:
+        return train.RECIPES[name]
+    try:
+        return train.read_recipe(name)[0]
+    except train.RecipeError as error:
+        raise Mistake(f"{error}; the package has {', '.join(train.RECIPES)}") from None
+
+
+def run_recipes(options):
+    """Each recipe, where its file is, and what it was measured to reach."""
+    for name in train.RECIPES:
+        print(f"{name:<16}{train.PROMISES.get(name, 'not measured')}\n{'':<16}{train.recipes.FILES[name]}")
 
 
 def changed(recipe, options):
@@ -44,15 +82,19 @@ def changed(recipe, options):
 
 
 def finish(command, run, dataset):
-    """Draw the run's pictures, say how it went; returns the exit code."""
+    """Draw the run's pictures, say how it went; returns the exit code. Of several ranks one does."""
+    if train.job().rank > 0:
+        return 128 + run.interrupted if run.interrupted else 0
     try:
         draw(run, dataset)
     except (Exception, KeyboardInterrupt) as error:  # of whatever drawing dies, the result is told
         complain(f"tinyvit {command}: not all pictures are drawn: {str(error) or type(error).__name__}")
     pictures = ", ".join(sorted(path.name for path in run.folder.glob("*.png"))) or "none"
+    if (run.folder / PAGE).exists():
+        pictures += f"; all of it: {PAGE}"
     if run.interrupted:
         print(f"run folder: {run.folder}  ({pictures})")
-        return 130
+        return 128 + run.interrupted
     print(f"trained in {run.seconds:.0f} s; pictures: {pictures}")
     print(f"test accuracy {100 * run.test_accuracy:.2f} %")
     print(f"run folder: {run.folder}")
@@ -73,6 +115,7 @@ def draw(run, dataset):
             captions = [caption(dataset.classes, test.labels[i], p[i]) for i in chosen]
             viz.save(viz.attention(images, maps, captions), run.folder / "attention.png")
         viz.save(viz.mistakes(test.images, test.labels, p, dataset.classes), run.folder / "mistakes.png")
+    write_report(run.folder, dataset, run.probabilities)
 
 
 def _other_size(recipe, h, w):

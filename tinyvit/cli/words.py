@@ -4,12 +4,15 @@ import argparse
 
 import tinyvit
 from tinyvit import data, nn
+from tinyvit.cli.comparing import run_compare
 from tinyvit.cli.figures import run_figures
 from tinyvit.cli.finetuning import run_finetune
 from tinyvit.cli.machine import run_bench, run_data, run_info
+from tinyvit.cli.reporting import run_report
 from tinyvit.cli.shared import folder, positive
 from tinyvit.cli.trained import run_eval, run_predict
-from tinyvit.cli.training import run_train
+from tinyvit.cli.training import run_recipes, run_train
+from tinyvit.cli.watching import run_watch
 from tinyvit.train.finetune import FINETUNING
 
 
@@ -35,12 +38,14 @@ def parser():
         "  tinyvit train                          handwritten digits, embedded, under a minute\n"
         "  tinyvit train mnist --epochs 5         downloads MNIST once\n"
         "  tinyvit train path/to/folder --image-size 32 --patch 4\n"
-        "                                         a sub-folder of images for each class",
+        "                                         a sub-folder of images for each class\n"
+        "  mpiexec -n 2 tinyvit train mnist       two processes, or machines, share each batch (tinyvit[mpi])\n"
+        "  tinyvit train --resume runs/mnist-1    goes on with a run that was stopped, as if it never had been",
     )  # fmt: skip
-    sub.add_argument(
-        "data", nargs="?", default="digits", help=f"{', '.join(data.NAMES)}, or a folder of images (digits)"
-    )
+    sub.add_argument("data", nargs="?", help=f"{', '.join(data.NAMES)}, or a folder of images (digits)")
     add = sub.add_argument
+    add("--resume", metavar="RUN", help="go on with the run in that folder; takes no other option but --threads")
+    add("--recipe", metavar="NAME", help="in place of the data's own: a name that `tinyvit recipes` lists, or a file")
     add("--preset", choices=tinyvit.PRESETS, metavar="NAME", help="model: " + ", ".join(tinyvit.PRESETS))
     add("--patch", type=int, help="patch size in pixels (a hybrid's: of its feature map)")
     add("--image-size", type=int, help="resize the images to this side")
@@ -54,8 +59,15 @@ def parser():
     add("--dropout", type=float, help="dropout probability")
     add("--optimizer", choices=("adamw", "sgd"), help="adamw or sgd with momentum")
     add("--augment", choices=data.AUGMENTS, metavar="KIND", help="random changes: " + ", ".join(data.AUGMENTS))
+    add("--rand-ops", type=int, help="RandAugment: operations an image; 0 for none")
+    add("--rand-magnitude", type=float, help="RandAugment: strength, 0 to 10")
+    add("--erase", type=float, help="probability that a rectangle of an image is erased")
+    add("--mixup", type=float, help="blend two images, α of the Beta distribution; 0 for none")
+    add("--cutmix", type=float, help="put a rectangle of one image into another, α likewise; 0 for none")
+    add("--drop-path", type=float, help="stochastic depth: probability at the last block")
+    add("--ema", type=float, help="average the weights, decay a step; 0 for no average")
     add("--seed", type=int, help="of everything random (0)")
-    add("--shards", type=int, help="parts of a batch for the threads; changes rounding")
+    add("--shards", type=int, help="parts of a batch for threads and ranks; changes rounding")
     add(
         "--threads",
         type=positive,
@@ -109,6 +121,31 @@ def parser():
     sub.add_argument("--images", type=positive, default=10, help="how many test images to draw attention over (10)")
     sub.add_argument("--data", help="other data of the same kind than it was trained on")
     sub.add_argument("--out", metavar="FOLDER", type=folder, help="where the figures go (RUN/figures)")
+
+    sub = command(
+        "watch", run_watch, "draw the curves of a run in the terminal while it goes on in another one",
+        "  tinyvit watch runs/cifar10-1\n"
+        "  tinyvit watch runs/cifar10-1 --tensorboard events       and in TensorBoard: tensorboard --logdir events",
+    )  # fmt: skip
+    sub.add_argument("run_folder", metavar="RUN", help="a run's folder, which need not be there yet")
+    sub.add_argument("--tensorboard", metavar="DIR", type=folder, help="also write TensorBoard's files, into DIR/RUN")
+
+    sub = command(
+        "report", run_report, "write a run's report.html again, or while the run goes on",
+        "  tinyvit report runs/mnist-1\n  tinyvit report runs/mnist-1 --out result.html",
+    )  # fmt: skip
+    sub.add_argument("run_folder", metavar="RUN", help="a run's folder")
+    sub.add_argument("--data", help="other data of the same kind than it was trained on")
+    sub.add_argument("--out", metavar="FILE", help="where the page goes (RUN/report.html)")
+
+    sub = command(
+        "compare", run_compare, "show what runs have reached, and what differs between them",
+        "  tinyvit compare runs/digits-1 runs/digits-2\n  tinyvit compare runs/* --out comparison",
+    )  # fmt: skip
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    sub.add_argument("--out", metavar="FOLDER", type=folder, help="also write compare.html and compare.png there")
+
+    command("recipes", run_recipes, "list the recipes and what each was measured to reach", "  tinyvit recipes")
 
     command("info", run_info, "show versions, cores, BLAS, kernels and caches", "  tinyvit info")
 

@@ -56,15 +56,13 @@ class Augment:
         `rng` is a `numpy.random.Generator`: the same images and generator state give the same result.
         """
         B, h, w, _ = images.shape
-        images = images.astype(np.float32)
         if self.shift or self.rotate or self.scale:
             angle, zoom, x, y = rng.uniform(-1, 1, (4, B))
             images = warp(
                 images,
                 affine(h, w, self.rotate * angle, 1 + self.scale * zoom, self.shift * x, self.shift * y),
             )
-        if self.crop:
-            images = crop(images, self.crop, rng)
+        images = crop(images, self.crop, rng) if self.crop else images.astype(np.float32)
         if self.flip:
             chosen = rng.random(B) < 0.5
             images[chosen] = images[chosen, :, ::-1]
@@ -91,11 +89,12 @@ def affine(height, width, rotate=0.0, zoom=1.0, shift_x=0.0, shift_y=0.0):
 
 
 def crop(images, margin, rng):
-    """Surround images (B, h, w, C) by `margin` zeros and cut (h, w) out of each at a random place."""
-    B, h, w, _ = images.shape
-    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    out = np.empty_like(images)
-    for b, (y, x) in enumerate(rng.integers(0, 2 * margin + 1, (B, 2))):
+    """Surround images (B, h, w, C) by `margin` zeros and cut (h, w) out of each at a random place; float32."""
+    B, h, w, C = images.shape
+    padded = np.zeros((B, h + 2 * margin, w + 2 * margin, C), images.dtype)
+    padded[:, margin : margin + h, margin : margin + w] = images
+    out = np.empty(images.shape, np.float32)
+    for b, (y, x) in enumerate(rng.integers(0, 2 * margin + 1, (B, 2)).tolist()):
         out[b] = padded[b, y : y + h, x : x + w]
     return out
 

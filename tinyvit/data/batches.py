@@ -5,6 +5,9 @@ anyone drew before. So step 7 of epoch 3 is the same batch whether or not the st
 process: `start=7` begins there. A single random stream, advanced from batch to batch, would have to be saved and
 restored to the exact draw; large-scale trainers go the same stateless way.
 
+The thread that trains makes the batches, a whole batch at a time; `benchmarks/input_pipeline.py` measures the share of
+a step that this takes. Trainers on GPUs keep processes for it.
+
 Chapter of the course: notebooks/07-training.ipynb.
 """
 
@@ -13,11 +16,13 @@ import numpy as np
 from tinyvit.data.dataset import DataError, normalise
 
 
-def batches(split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, shuffle=True, start=0):
+def batches(split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, mix=None, shuffle=True, start=0):
     """Iterate over one epoch: yields `(images, labels)`, (B, h, w, C) float32 normalised and (B,) int64.
 
-    `mean`, `std` as in `Dataset`; `augment` an `Augment` or None. The last batch holds what remains. `start` is the
-    first step to yield. For evaluation pass `shuffle=False` and no `augment`.
+    `mean`, `std` as in `Dataset`. `augment` is called with images and a Generator, such as an `Augment` or what
+    `augmentation(recipe)` returns, or None. `mix` is a `Mix` or None; with one, the labels are targets (B, classes)
+    float32. The last batch holds what remains. `start` is the first step to yield. For evaluation pass `shuffle=False`
+    and no `augment`.
 
     Raises at once, not at the first batch: DataError for an empty split, ValueError for batch_size < 1 and for a
     negative seed, epoch or start.
@@ -29,7 +34,7 @@ def batches(split, batch_size, *, mean, std, seed=0, epoch=0, augment=None, shuf
             raise ValueError(f"batches: {name} must be a whole number from {least} up, got {value!r}")
     if not len(split):
         raise DataError("batches needs a split with at least one image, got an empty one")
-    return _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, start)
+    return _generate(split, batch_size, mean, std, seed, epoch, augment, mix, shuffle, start)
 
 
 def steps_per_epoch(count, batch_size):
@@ -47,15 +52,20 @@ def order(count, seed, epoch):
 
 
 def _bits(seed, epoch, stream):
-    """A random stream for each (seed, epoch, stream): stream 0 shuffles, stream 1 + step augments."""
+    """A random stream for each (seed, epoch, stream): stream 0 shuffles, stream 1 + step augments and mixes."""
     return np.random.PCG64(np.random.SeedSequence([seed, epoch, stream]))
 
 
-def _generate(split, batch_size, mean, std, seed, epoch, augment, shuffle, start):
+def _generate(split, batch_size, mean, std, seed, epoch, augment, mix, shuffle, start):
     indices = order(len(split), seed, epoch) if shuffle else np.arange(len(split))
     for step in range(start, steps_per_epoch(len(split), batch_size)):
         chosen = indices[step * batch_size : (step + 1) * batch_size]
-        images = split.images[chosen]
+        images, labels, rng = (
+            split.images[chosen],
+            split.labels[chosen],
+            np.random.Generator(_bits(seed, epoch, 1 + step)),
+        )
         if augment is not None:
-            images = augment(images, np.random.Generator(_bits(seed, epoch, 1 + step)))
-        yield normalise(images, mean, std), split.labels[chosen]
+            images = augment(images, rng)
+        images = normalise(images, mean, std)
+        yield (images, labels) if mix is None else mix(images, labels, rng)

@@ -19,6 +19,7 @@ Arrays go in, arrays come out; nothing here knows of gradients or layers. In rea
     convolution     the sum of products that it is, without copying the windows
     scatter         the transpose of a lookup in a table
     warp            rotate, zoom and shift images, for augmentation
+    retouch         and change their colours: RandAugment's operations
 """
 
 from tinyvit.kernels.attention import attention, attention_backward
@@ -34,7 +35,12 @@ from tinyvit.kernels.backend import (
 )
 from tinyvit.kernels.block import encoder_block, encoder_block_backward, encoder_block_fits
 from tinyvit.kernels.convolution import conv2d, conv2d_backward
-from tinyvit.kernels.cross_entropy import cross_entropy, cross_entropy_backward
+from tinyvit.kernels.cross_entropy import (
+    cross_entropy,
+    cross_entropy_backward,
+    soft_cross_entropy,
+    soft_cross_entropy_backward,
+)
 from tinyvit.kernels.elementary import exp, normal
 from tinyvit.kernels.gelu import gelu, gelu_backward
 from tinyvit.kernels.groupnorm import group_norm, group_norm_backward
@@ -42,6 +48,7 @@ from tinyvit.kernels.im2col import col2im, im2col
 from tinyvit.kernels.layernorm import layernorm, layernorm_backward
 from tinyvit.kernels.linear import linear, linear_backward, linear_gelu
 from tinyvit.kernels.matmul import batched_matmul
+from tinyvit.kernels.retouch import retouch
 from tinyvit.kernels.scatter import scatter_add
 from tinyvit.kernels.softmax import softmax, softmax_backward
 from tinyvit.kernels.update import adamw, add_into, sgd, squared_norm
@@ -52,6 +59,6 @@ __all__ = [
     "backend", "batched_matmul", "col2im", "compiled_before", "contiguous", "conv2d", "conv2d_backward",
     "cross_entropy", "cross_entropy_backward", "encoder_block", "encoder_block_backward", "encoder_block_fits", "exp",
     "gelu", "gelu_backward", "group_norm", "group_norm_backward", "im2col", "jit", "layernorm", "layernorm_backward",
-    "linear", "linear_backward", "linear_gelu", "normal", "scatter_add", "sgd", "softmax", "softmax_backward",
-    "squared_norm", "use", "warp",
+    "linear", "linear_backward", "linear_gelu", "normal", "retouch", "scatter_add", "sgd", "soft_cross_entropy",
+    "soft_cross_entropy_backward", "softmax", "softmax_backward", "squared_norm", "use", "warp",
 ]  # fmt: skip

@@ -54,6 +54,7 @@ class ViTConfig:
     pool: what the head reads, the "class" token or the "average" of the patches (then there is no class token).
     head: "linear", or "mlp" with one hidden layer, which the paper has at pre-training.
     registers: tokens that stand for no patch and that no head reads, as scratch paper.
+    drop_path: stochastic depth, the probability at the last block; it grows linearly from 0 at the first.
     """
 
     kind: ClassVar[str] = "vit"
@@ -73,6 +74,7 @@ class ViTConfig:
     pool: str = "class"
     head: str = "linear"
     registers: int = 0
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_sizes(self, "patch", "channels", "classes", "width", "depth", "heads", "mlp")
@@ -83,8 +85,9 @@ class ViTConfig:
         if not isinstance(self.registers, int | np.integer) or self.registers < 0:
             raise ValueError(f"registers must be a whole number from 0 up, got {self.registers!r}")
         check_heads(self)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
     @property
     def pixels(self):
@@ -176,7 +179,10 @@ class ViT(ImageModel):
         if c.registers:
             self.registers = Parameter(rng.normal(0, 0.02, (1, c.registers, c.width)).astype(np.float32))
         self.dropout = Dropout(c.dropout)
-        self.blocks = [EncoderBlock(c.width, c.heads, c.mlp, rng, c.dropout, c.gelu_tanh) for _ in range(c.depth)]
+        self.blocks = [
+            EncoderBlock(c.width, c.heads, c.mlp, rng, c.dropout, c.gelu_tanh, p)
+            for p in np.linspace(0, c.drop_path, c.depth).tolist()  # Huang et al. 2016, section 4
+        ]
         if c.positions == "relative":
             index = shifts(c.grid, c.prefix)  # the same for all layers
             for block in self.blocks:

@@ -6,6 +6,7 @@ from tinyvit.nn.initial import he_normal, lecun_normal, xavier_uniform
 from tinyvit.nn.layers import (
     MLP,
     Dropout,
+    DropPath,
     EncoderBlock,
     LayerNorm,
     Linear,
@@ -29,7 +30,7 @@ from tinyvit.nn.positions import LearnedPositions, LearnedPositions2D, RelativeS
 from tinyvit.nn.resolution import interpolate
 
 __all__ = [
-    "MLP", "BatchNorm", "Conv2d", "Dropout", "EncoderBlock", "GroupNorm", "LayerNorm", "LearnedPositions",
+    "MLP", "BatchNorm", "Conv2d", "DropPath", "Dropout", "EncoderBlock", "GroupNorm", "LayerNorm", "LearnedPositions",
     "LearnedPositions2D", "Linear", "MLPHead", "Module", "MultiHeadSelfAttention", "Parameter", "PatchEmbedding",
     "RelativeSelfAttention", "SinCosPositions", "StandardisedConv2d", "Statistic", "composed", "evaluating",
     "generator", "he_normal", "interpolate", "lecun_normal", "nearest_patch", "patchify", "random_state",

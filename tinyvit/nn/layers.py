@@ -1,8 +1,8 @@
 """The layers of a Vision Transformer, in the order in which the paper stacks them.
 
-Linear, LayerNorm, Dropout; MultiHeadSelfAttention (MSA), MLP, EncoderBlock; MLPHead; then PatchEmbedding, which makes
-tokens of an image. A weight is (in, out), so that `x @ W + b` reads as it does on paper. PyTorch stores (out, in) and
-transposes in each call.
+Linear, LayerNorm, Dropout, DropPath; MultiHeadSelfAttention (MSA), MLP, EncoderBlock; MLPHead; then PatchEmbedding,
+which makes tokens of an image. A weight is (in, out), so that `x @ W + b` reads as it does on paper. PyTorch stores
+(out, in) and transposes in each call.
 
 Paper: section 3.1 and appendix A. (Its equations leave out the biases, which its code has.)
 
@@ -62,6 +62,19 @@ class Dropout(Module):
         return F.dropout(x, self.p, generator()) if self.is_active() else x
 
 
+class DropPath(Dropout):
+    """Stochastic depth: while training, for each image, forget with probability p what a block has done to z.
+
+    (z before the block, z after it), both (B, N, D) -> (B, N, D); in eval mode, or with p = 0, it is z after. An image
+    whose block is forgotten sees a network with a layer less. To the others the block adds 1 / (1 - p) times as much,
+    so that the mean stays (Huang et al. 2016, arXiv 1603.09382, section 3, scale when evaluating instead). One coin
+    decides for the whole encoder block, which so stays one kernel; timm tosses one for each of its two parts.
+    """
+
+    def forward(self, z, after):
+        return F.drop_path(z, after, self.p, generator()) if self.is_active() else after
+
+
 class MultiHeadSelfAttention(Module):
     """MSA, paper appendix A: every token asks all tokens (query · key) and takes a mixture of their values.
 
@@ -108,17 +121,22 @@ class EncoderBlock(Module):
     first layer undiminished. (The original Transformer normalised after the addition.)
     """
 
-    def __init__(self, width, heads, hidden, rng, dropout=0.0, tanh=False):
+    def __init__(self, width, heads, hidden, rng, dropout=0.0, tanh=False, drop_path=0.0):
         self.norm1 = LayerNorm(width)
         self.attention = MultiHeadSelfAttention(width, heads, rng)
         self.norm2 = LayerNorm(width)
         self.mlp = MLP(width, hidden, rng, dropout, tanh)
         self.dropout = Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, z, maps=None, bias=None):
         """`maps` and `bias` as for MultiHeadSelfAttention."""
         if maps is None and bias is None and self._can_be_one_kernel():
-            return self._as_one_kernel(z)
+            return self.drop_path(z, self._as_one_kernel(z))
+        return self.drop_path(z, self._layer_by_layer(z, maps, bias))
+
+    def _layer_by_layer(self, z, maps, bias):
+        """Equations 2 and 3."""
         z = z + self.dropout(self.attention(self.norm1(z), maps=maps, bias=bias))
         return z + self.mlp(self.norm2(z))
 
@@ -138,7 +156,7 @@ class EncoderBlock(Module):
         return kernels.encoder_block_fits(mlp.fc1.weight.shape[0], attention.heads, mlp.fc1.weight.shape[1])
 
     def _as_one_kernel(self, z):
-        """The two lines of `forward` in one op, see kernels/block.py: fewer visits to Python."""
+        """The same in one op, see kernels/block.py: fewer visits to Python."""
         norm1, norm2, attention, mlp = self.norm1, self.norm2, self.attention, self.mlp
         qkv, out, fc1, fc2 = attention.qkv, attention.out, mlp.fc1, mlp.fc2
         weights = (

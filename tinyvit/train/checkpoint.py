@@ -23,7 +23,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-FORMAT = "tinyvit 1"
+FORMAT = "tinyvit 2"
+OLDER = ("tinyvit 1",)  # the model is where it was; what a run needs to go on was not kept whole
 
 
 class CheckpointError(Exception):
@@ -45,7 +46,7 @@ def write_atomically(path, content):
             file.flush()
             os.fsync(file.fileno())  # without it, a power cut can leave the new name with no content
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -59,6 +60,18 @@ def write_atomically(path, content):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _replace(new, path, patience=2.0):
+    """`os.replace`. Windows refuses it while another program, such as a virus scanner, has the file open: then wait."""
+    end = time.monotonic() + (patience if os.name == "nt" else 0)
+    while True:
+        try:
+            return os.replace(new, path)
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)
 
 
 def _clear_left_overs(path, age=3600):
@@ -77,7 +90,7 @@ def _umask():
 
 def save(path, tensors, metadata):
     """Write {name: array} and a JSON-able dict as one safetensors file, atomically."""
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     about = json.dumps(metadata)
     header = {"format": FORMAT, "sha256": _digest(tensors, about), "tinyvit": about}
     write_atomically(path, safetensors.numpy.save(tensors, header))
@@ -97,10 +110,10 @@ def load(path):
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
     except (TypeError, AttributeError) as error:  # bfloat16 and the like, which NumPy has not
         raise CheckpointError(f"{path} holds a kind of number that NumPy cannot: {error}") from None
-    if header.get("format") != FORMAT:
+    if header.get("format") not in (FORMAT, *OLDER):
         found = header.get("format", "none")
         raise CheckpointError(
-            f"{path} must carry the format mark {FORMAT!r}, found {found!r}: not written by this version"
+            f"{path} must carry the format mark {FORMAT!r}, found {found!r}: written by a newer tinyvit, or not by it"
         )
     about = header.get("tinyvit", "")
     if header.get("sha256") != _digest(tensors, about):

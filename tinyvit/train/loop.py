@@ -3,53 +3,61 @@
     for each epoch: for each batch: gradient, clip, step;  then look at the validation images and write a checkpoint.
     At the end, once: the test images.
 
-The rest of the file is what a long run owes its user. Ctrl-C is taken between two steps, so the checkpoint
-written then is of one moment. A loss that is not a number stops the run at once, before the step that would
-spread it, and says which op made it. `metrics.jsonl` gets a line for each epoch, and the last one for the test.
+The rest of the file is what a long run owes its user. It can be stopped at any moment and gone on with (`resume`), and
+ends with the same bits. A loss that is not a number stops it at once, before the step that would spread it, and says
+which op made it.
 
-A run's folder:  config.toml · metrics.jsonl · checkpoint.safetensors  (and pictures, see viz/)
+`folder.py` says what is in a run's folder, `progress.py` what a run has to remember.
 
 Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import contextlib
-import json
 import math
-import platform
-import signal
 import sys
-import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import tomli_w
 from tqdm import tqdm
 
 from tinyvit import kernels, optim
-from tinyvit.data import AUGMENTS, batches
+from tinyvit.data import Mix, augmentation, batches
 from tinyvit.data.batches import steps_per_epoch
 from tinyvit.data.dataset import normalise
-from tinyvit.models import PRESETS, ImageModel, build, to_dict
-from tinyvit.train import checkpoint
-from tinyvit.train.shards import Shards, cut
+from tinyvit.models import PRESETS, ImageModel, build, from_dict
+from tinyvit.train.average import Average
+from tinyvit.train.checkpoint import CheckpointError
+from tinyvit.train.folder import (
+    BEST,
+    CHECKPOINT,
+    TrainingError,
+    command_to_resume,
+    cut_back,
+    edited,
+    empty_folder,
+    log,
+    machine,
+    save_model,
+    way_on,
+    write_config,
+)
+from tinyvit.train.progress import Progress, read_saved
+from tinyvit.train.ranks import job
+from tinyvit.train.shards import cut
 
-CHECKPOINT = "checkpoint.safetensors"
 LINE = "loss {loss:.3f}  validation {validation_accuracy:.2%}  {images_per_second:,.0f} images/s"
 MOST_BYTES = 16 * 2**30  # of attention maps, or of a feature map, in a step; more is a mistake, not a laptop's job
-
-
-class TrainingError(Exception):
-    """Training cannot go on: the loss is not finite, or the run's folder is taken."""
 
 
 @dataclass
 class Run:
     """What a training run left: its folder, the model, the history (a dict an epoch), and the test result.
 
-    `test_accuracy` is in [0, 1]; None where the run was interrupted. `probabilities` (M, classes) are those of the
-    test images. `seconds` counts training alone, without loading data and testing.
+    `test_accuracy` is in [0, 1]; None where a signal stopped the run, whose number then is `interrupted`.
+    `probabilities` (M, classes) are those of the test images. `seconds` counts training alone, without loading data and
+    testing, and includes what was before a `resume`.
     """
 
     folder: Path
@@ -58,31 +66,7 @@ class Run:
     seconds: float = 0.0
     test_accuracy: float | None = None
     probabilities: np.ndarray | None = None
-    interrupted: bool = False
-
-
-def new_folder(data, parent="runs"):
-    """Make and return the next free `runs/<data>-<n>`."""
-    Path(parent).mkdir(parents=True, exist_ok=True)
-    name, n = Path(str(data)).name or "run", 1
-    while True:
-        folder = Path(parent) / f"{name}-{n}"
-        try:
-            folder.mkdir()  # fails if another process was faster
-            return folder
-        except FileExistsError:
-            n += 1
-
-
-def empty_folder(folder):
-    """The folder, made where it is missing. Raises TrainingError where there is something in it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise TrainingError(
-            f"the run's folder {folder} must be new or empty, so that nothing is lost; name another with --out"
-        )
-    return folder
+    interrupted: int = 0
 
 
 def configure(recipe, dataset):
@@ -99,7 +83,7 @@ def fitted(recipe, image_size, **changes):
     """The recipe's preset for images of that size, with changes: as `configure`, also before there are such images."""
     preset = PRESETS[recipe.preset]
     changes["image_size"] = image_size
-    for name in ("patch", "dropout"):
+    for name in ("patch", "dropout", "drop_path"):
         if hasattr(preset, name):
             changes[name] = getattr(recipe, name) or getattr(preset, name)
         elif getattr(recipe, name):
@@ -154,8 +138,11 @@ def evaluate(model, split, mean, std, run_all=map, batch_size=256):
     return float(right.mean()), float(loss), p
 
 
-def fit(recipe, dataset, folder, *, model=None, origin=None, threads=None, say=print, bar=None):
-    """Train by the recipe on the data set; write checkpoint and metrics into `folder` (made, or empty); test once.
+def fit(
+    recipe, dataset, folder, *, model=None, origin=None, threads=None, say=print, bar=None, save_every=60
+):  # fmt: skip
+    """Train by the recipe on the data set; write checkpoints and metrics into `folder` (made, or empty); test once.
+    Under mpiexec all processes call it alike, share the work and return the same; one of them writes (`ranks.py`).
 
     Args:
         model: to go on with, changed in place; by default a new one, the recipe's preset with the recipe's seed.
@@ -164,140 +151,209 @@ def fit(recipe, dataset, folder, *, model=None, origin=None, threads=None, say=p
             as cores, or one if the first steps show that to be faster.
         say: receives each line of text.
         bar: a progress bar on stderr; by default only if that is a terminal.
+        save_every: seconds from one checkpoint to the next within an epoch, which has one at its end anyway; changes no
+            result.
 
-    Returns a Run. Raises ValueError where the recipe does not fit the data, TrainingError for a non-finite loss or a
-    folder in use, OSError where it cannot be written.
+    Returns a Run, whose model is the average of the weights where the recipe has `ema`. Raises ValueError where the
+    recipe does not fit the data, TrainingError for a non-finite loss or a folder in use, OSError where it cannot be
+    written: then the last checkpoint is kept.
     """
-    model, folder = model or build(configure(recipe, dataset), recipe.seed), empty_folder(folder)
-    loop = Loop(recipe, dataset, model, folder, origin)
-    run = Run(folder, loop.model)
-    say(
-        f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.validation):,} validation, "
-        f"{len(dataset.test):,} test; {describe(model)}"
-    )
-    kernels.announce_compilation()
-    progress = progress_bar(recipe.epochs * len(dataset.train), bar)
-    start = time.perf_counter()
-    with loop.workers(threads) as shards, Interrupt() as interrupt, progress:
-        loop.save(epochs_done=0)
-        for epoch in range(recipe.epochs):
-            row = loop.epoch(epoch, shards, interrupt, progress)
-            if row is not None:
-                run.history.append(row | {"seconds": time.perf_counter() - start})
-                loop.save(epochs_done=epoch + 1)
-                loop.log(run.history[-1])
-                if (epoch + 1) % max(1, recipe.epochs // 10) == 0:
-                    with progress.external_write_mode():
-                        say(f"epoch {epoch + 1:3d}/{recipe.epochs}  " + LINE.format(**row))
-            if interrupt.asked and (row is None or epoch + 1 < recipe.epochs):
-                run.interrupted = True
-                if row is None:
-                    loop.save(epochs_done=epoch)
-                progress.close()
-                say(f"stopped after step {loop.step}, epoch {epoch + 1} of {recipe.epochs}; the checkpoint holds it")
-                break
-        run.seconds = time.perf_counter() - start
-        if not run.interrupted:
-            run.test_accuracy, loss, run.probabilities = evaluate(
-                loop.model, dataset.test, dataset.mean, dataset.std, shards.map
-            )
-            loop.log(dict(test_accuracy=run.test_accuracy, test_loss=loss, seconds=run.seconds))
-    return run
+    model = model or build(configure(recipe, dataset), recipe.seed)
+    job().check(recipe, dataset, model)
+    folder = job().once(empty_folder, folder)
+    about = job().once(write_config, folder, recipe, model.config, dataset, origin)
+    loop = Loop(recipe, dataset, model, folder, about, Progress())
+    with job().together():
+        loop.save(CHECKPOINT)
+        with way_on(folder):
+            return loop.run([], threads, say, bar, save_every)
+
+
+def resume(folder, dataset, *, threads=None, say=print, bar=None, save_every=60):
+    """Go on with a run that was stopped, from its last checkpoint, on the data set that it began with: what it ends
+    with is what it would have ended with, to the last bit.
+
+    A finished run is tested again, and nothing else. Other arguments and the Run that is returned are those of `fit`.
+    Raises CheckpointError where there is nothing to go on with, DataError for other data, and what `fit` raises.
+    """
+    saved = job().once(read_saved, folder)
+    recipe, about, now = saved.recipe, saved.about, saved.progress
+    dataset = saved.prepared(dataset)
+    try:
+        model = build(check_memory(from_dict(about["model"]), recipe.batch_size))
+        model.load_state_dict(saved.part("model."))
+        loop = Loop(recipe, dataset, model, saved.folder, about | {"machine": machine()}, now)
+        loop.optimizer.load_state_dict(saved.part("optimizer."))
+        if loop.average:  # which is what the file calls the model, and what Loop began its own with
+            model.load_state_dict(saved.part("training."))
+    except (KeyError, TypeError, ValueError) as error:
+        first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of what may be a list of all weights
+        raise CheckpointError(f"{folder}: weights and configuration do not fit: {first}") from None
+    job().check(recipe, dataset, model)
+    say = job().voice(say)
+    for line in filter(None, (saved.note, job().once(edited, saved.folder, about), other_machine(about["machine"]))):
+        say(line)
+    if now.epochs_done == recipe.epochs:
+        say(f"{folder} is finished, all {recipe.epochs} epochs are done; testing again")
+    else:
+        say(f"going on after step {now.steps_done}, in epoch {now.epochs_done + 1} of {recipe.epochs}")
+    with job().together(), way_on(saved.folder):
+        if saved.note:
+            loop.save(CHECKPOINT)  # in place of the damaged one
+        return loop.run(job().once(cut_back, saved.folder, now.epochs_done), threads, say, bar, save_every)
+
+
+def other_machine(before):
+    """A line on how this machine differs from the one before; "" if it does not."""
+    now = machine()
+    changes = [f"{name} {now[name]}, was {before.get(name)}" for name in now if now[name] != before.get(name)]
+    return f"the last bits may differ from here on: {'; '.join(changes)}" if changes else ""
 
 
 class Loop:
     """A run in progress: the model, its optimiser, how far it is; and what one step, one epoch, one checkpoint are."""
 
-    def __init__(self, recipe, dataset, model, folder, origin=None):
+    def __init__(self, recipe, dataset, model, folder, about, progress):
         self.recipe, self.dataset, self.folder, self.model = recipe, dataset, folder, model
         kind = {"adamw": optim.AdamW, "sgd": optim.SGD}[recipe.optimizer]
-        self.optimizer = kind(self.model, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self.step = 0
+        self.optimizer = kind(model, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.average = Average(model, self.optimizer.flat, recipe.ema) if recipe.ema else None
+        self.about, self.progress = about, progress
         self.steps_per_epoch = steps_per_epoch(len(dataset.train), recipe.batch_size)
-        self.about = write_config(folder, recipe, model.config, dataset, origin)
+        self.start = time.perf_counter() - progress.seconds
 
-    def workers(self, threads):
+    def run(self, history, threads, say, bar, save_every):
+        """All epochs that are left, and the test; returns the Run. `history` holds those before."""
+        recipe, data, now = self.recipe, self.dataset, self.progress
+        run, say = Run(self.folder, self.model, history), job().voice(say)
+        say(
+            f"{data.name}: {len(data.train):,} training images, {len(data.validation):,} validation, "
+            f"{len(data.test):,} test; {describe(self.model)}"
+        )
+        if job().size > 1:
+            say(f"{job().size} ranks; where one dies, all do. Then: tinyvit train --resume {self.folder}")
+        job().voice(kernels.announce_compilation)()
+        bar = progress_bar(recipe.epochs * len(data.train), bar, now.epochs_done * len(data.train) + now.seen)
+        with job().interrupt() as interrupt, self.workers(threads, interrupt) as shards, bar:
+            while now.epochs_done < recipe.epochs and not interrupt.asked:
+                row = self.epoch(shards, interrupt, bar, save_every)
+                if row is None:
+                    break
+                now.end_epoch()
+                run.history.append(row | {"seconds": self.seconds()})
+                if now.improved(row["validation_accuracy"], row["validation_loss"]):
+                    self.save(BEST)
+                self.log(run.history[-1])  # first: one line too many is cut back, a missing one would stay so
+                self.save(CHECKPOINT)
+                if now.epochs_done % max(1, recipe.epochs // 10) == 0:
+                    with bar.external_write_mode():
+                        say(f"epoch {now.epochs_done:3d}/{recipe.epochs}  " + LINE.format(**row))
+            run.seconds = self.seconds()
+            if self.average:
+                self.average.swap()  # for good
+            if now.epochs_done == recipe.epochs:
+                run.test_accuracy, loss, run.probabilities = evaluate(
+                    self.model, data.test, data.mean, data.std, shards.map
+                )
+                self.log(dict(test_accuracy=run.test_accuracy, test_loss=loss, seconds=run.seconds))
+            else:
+                run.interrupted = interrupt.asked
+                bar.close()
+                where = f"step {now.steps_done}, epoch {-(-now.steps_done // self.steps_per_epoch)} of {recipe.epochs}"
+                say(f"stopped after {where}; the checkpoint holds it. Go on: {command_to_resume(self.folder)}")
+        return run
+
+    def workers(self, threads, interrupt):
         """The Shards of this run."""
-        return Shards(self.model, self.optimizer.flat, self.recipe.shards, threads)
+        return job().shards(self.model, self.optimizer.flat, self.recipe.shards, threads, interrupt)
 
-    def epoch(self, epoch, shards, interrupt, progress):
-        """Pass over the training images once, then look at the validation images; returns the epoch's metrics, or
-        None if Ctrl-C came: then it ends with the step."""
-        recipe, data = self.recipe, self.dataset
-        augment = AUGMENTS[recipe.augment] if recipe.augment != "none" else None
-        loss_sum = right_sum = seen = norm_sum = 0
-        start = time.perf_counter()
+    def epoch(self, shards, interrupt, bar, save_every):
+        """Pass over the training images, or what is left of them, then look at the validation images. Returns the
+        epoch's metrics; or None if a signal came: then it ends with the step, and a checkpoint."""
+        recipe, data, now = self.recipe, self.dataset, self.progress
+        mix = Mix(recipe.mixup, recipe.cutmix, len(data.classes)) if recipe.mixup or recipe.cutmix else None
+        start, saved = time.perf_counter() - now.epoch_seconds, time.perf_counter()
         for images, labels in batches(
-            data.train, recipe.batch_size, mean=data.mean, std=data.std, seed=recipe.seed, epoch=epoch, augment=augment
-        ):
-            loss, right, norm, lr = self.train_step(shards, images, labels)
-            loss_sum, right_sum, seen = loss_sum + loss * len(labels), right_sum + right, seen + len(labels)
-            norm_sum += norm
-            progress.set_postfix_str(f"loss {loss_sum / seen:.3f}, {100 * right_sum / seen:.1f} % right", refresh=False)
-            progress.update(len(labels))
+            data.train, recipe.batch_size, mean=data.mean, std=data.std, seed=recipe.seed, epoch=now.epochs_done,
+            augment=augmentation(recipe), mix=mix, start=now.steps_done - now.epochs_done * self.steps_per_epoch,
+        ):  # fmt: skip
+            loss, right, norm = self.train_step(shards, images, labels)
+            now.add(loss, right, norm, len(labels))
+            if self.average:
+                self.average.update(now.steps_done - 1)
+            bar.set_postfix_str(f"loss {now.loss_sum / now.seen:.3f}, {now.right / now.seen:.1%} right", refresh=False)
+            bar.update(len(labels))
+            if interrupt.asked or time.perf_counter() - saved > save_every:
+                now.epoch_seconds = time.perf_counter() - start
+                self.save(CHECKPOINT)
+                saved = time.perf_counter()
             if interrupt.asked:
                 return None
         seconds = time.perf_counter() - start
-        accuracy, validation_loss, _ = evaluate(self.model, data.validation, data.mean, data.std, shards.map)
-        if not math.isfinite(validation_loss) or not np.isfinite(self.optimizer.flat.values).all():
-            raise TrainingError(self.diverged(f"validation loss {validation_loss} after epoch {epoch + 1}"))
+        job().level(self.optimizer.flat.values)
+        with self.average or contextlib.nullcontext():
+            accuracy, loss, _ = evaluate(self.model, data.validation, data.mean, data.std, shards.map)
+        if not math.isfinite(loss):
+            raise TrainingError(self.diverged(f"validation loss {loss} after epoch {now.epochs_done + 1}"))
+        self.check_finite()
         return dict(
-            epoch=epoch + 1, loss=loss_sum / seen, accuracy=right_sum / seen, validation_loss=validation_loss,
-            validation_accuracy=accuracy, lr=lr, gradient_norm=norm_sum / self.steps_per_epoch,
-            images_per_second=seen / seconds,
+            epoch=now.epochs_done + 1, loss=now.loss_sum / now.seen, accuracy=now.right / now.seen,
+            validation_loss=loss, validation_accuracy=accuracy, lr=self.rate(now.steps_done - 1),
+            gradient_norm=now.norm_sum / self.steps_per_epoch, images_per_second=now.seen / seconds,
         )  # fmt: skip
 
     def train_step(self, shards, images, labels):
-        """Gradient, clip, step. Returns (loss, images classified right, gradient norm before clipping, rate)."""
-        recipe, step = self.recipe, self.step
-        total = recipe.epochs * self.steps_per_epoch
-        warmup = min(int(recipe.warmup * self.steps_per_epoch), total // 5)
-        lr = optim.warmup_cosine(step, total, recipe.lr, warmup)
+        """Gradient, clip, step. Returns (loss, images classified right, gradient norm before clipping)."""
+        recipe, step = self.recipe, self.progress.steps_done
         batch = images, labels, recipe.smoothing, (recipe.seed, step)
         where = f"at step {step} (epoch {step // self.steps_per_epoch + 1})"
-        loss, right, norm = take_step(shards, self.optimizer, batch, lr, recipe.clip, where, self.diverged)
-        self.step += 1
-        return loss, right, norm, lr
+        return take_step(shards, self.optimizer, batch, self.rate(step), recipe.clip, where, self.diverged)
+
+    def rate(self, step):
+        """The learning rate of step 0, 1, …"""
+        total = self.recipe.epochs * self.steps_per_epoch
+        warmup = min(int(self.recipe.warmup * self.steps_per_epoch), total // 5)
+        return optim.warmup_cosine(step, total, self.recipe.lr, warmup)
 
     def diverged(self, what):
         """The words for a run that cannot go on."""
         advice = "a smaller --lr" if self.recipe.clip else "a smaller --lr, or --clip 1"
         kept = self.folder / CHECKPOINT
-        return f"training stopped: {what}. The checkpoint of the last good epoch is kept: {kept}. Try {advice}."
+        return f"training stopped: {what}. The last good checkpoint is kept: {kept}. Begin anew with {advice}."
+
+    def check_finite(self):
+        """Raises TrainingError before weights that are lost get into a checkpoint."""
+        weights = [self.optimizer.flat.values, *(self.average.averages if self.average else ())]
+        if not all(np.isfinite(values).all() for values in weights):
+            raise TrainingError(self.diverged(f"weights that are not finite after step {self.progress.steps_done}"))
+
+    def seconds(self):
+        """Of training so far, what was before a `resume` included."""
+        return time.perf_counter() - self.start
 
     def log(self, row):
-        """Add a line to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """Add a line to metrics.jsonl (rank 0 does)."""
+        job().voice(log)(self.folder, row)
 
-    def save(self, epochs_done):
-        """Write the checkpoint: weights, the optimiser's state, how far the run is."""
+    def save(self, name):
+        """Write a checkpoint of that name (rank 0 does). What it calls the model is what is to be used: the average, if
+        there is one; the weights that training goes on with are kept beside it."""
+        self.check_finite()
+        if job().rank > 0:
+            return
+        self.progress.seconds = self.seconds()
         state = {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
-        save_model(self.folder, self.model, self.about, epochs_done, self.step, state)
-
-
-def write_config(folder, recipe, config, dataset, origin=None):
-    """Write config.toml: all that a run is a function of. Returns it as a dict, which the checkpoint holds too."""
-    about = dict(
-        recipe=asdict(recipe), model=to_dict(config), data=dataset.name, classes=list(dataset.classes),
-        mean=list(dataset.mean), std=list(dataset.std), **({"origin": origin} if origin else {}),
-    )  # fmt: skip
-    (folder / "config.toml").write_text(tomli_w.dumps(about | {"machine": machine()}), encoding="utf-8")
-    return about
-
-
-def save_model(folder, model, about, epochs_done, steps_done, state=()):
-    """Write the checkpoint that `tinyvit.load` reads; `state` is an optimiser's, as {name: array}."""
-    tensors = {f"model.{name}": p.data for name, p in model.named_parameters()} | dict(state)
-    progress = dict(epochs_done=epochs_done, steps_done=steps_done)
-    checkpoint.save(folder / CHECKPOINT, tensors, about | progress)
+        if self.average:
+            state |= {f"training.{name}": array for name, array in self.model.state_dict().items()}
+        with self.average or contextlib.nullcontext():
+            save_model(self.folder / name, self.model, self.about, asdict(self.progress), state)
 
 
 def take_step(shards, optimizer, batch, lr, clip, where, diverged):
     """Gradient of a batch (images, labels, smoothing, seed), clip, step. Returns (loss, images that were right,
     gradient norm before clipping). Where one is not finite it raises TrainingError with the words `diverged(what)`, and
     the parameters stay as they were. (Batch norm's running statistics do not: they have seen the batch. What is whole
-    is the checkpoint of the last good epoch.)"""
+    is the last good checkpoint.)"""
     loss, right = shards.gradient(*batch)
     with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for it
         norm = optimizer.clip_gradients(clip)
@@ -309,10 +365,11 @@ def take_step(shards, optimizer, batch, lr, clip, where, diverged):
     return loss, right, norm
 
 
-def progress_bar(images, bar):
-    """A bar on stderr that counts so many images: `bar` True or False, or None for only if that is a terminal."""
-    off = sys.stderr is None or (bar is not None and not bar)
-    return tqdm(total=images, unit=" images", unit_scale=True, dynamic_ncols=True, disable=off or None)
+def progress_bar(images, bar, seen=0):
+    """A bar on stderr that counts so many images, from those `seen` on: `bar` True or False, or None for only if that
+    is a terminal."""
+    off = sys.stderr is None or (bar is not None and not bar) or job().rank > 0
+    return tqdm(total=images, initial=seen, unit=" images", unit_scale=True, dynamic_ncols=True, disable=off or None)
 
 
 def describe(model):
@@ -320,33 +377,3 @@ def describe(model):
     tokens = getattr(model.config, "tokens", 0)
     words = f"{type(model).__name__} with {model.parameter_count():,} parameters"
     return f"{words}, {tokens} tokens" if tokens else words
-
-
-def machine():
-    """What a result depends on besides its recipe."""
-    return dict(
-        python=platform.python_version(), numpy=np.__version__, system=platform.platform(), kernels=kernels.backend()
-    )
-
-
-class Interrupt(contextlib.AbstractContextManager):
-    """Turns the first Ctrl-C into the flag `asked`; the second one interrupts as usual."""
-
-    def __init__(self):
-        self.asked = False
-
-    def __enter__(self):
-        self.installed = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
-        if self.installed:
-            self.before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def _handle(self, *_):
-        self.asked = True
-        with contextlib.suppress(RuntimeError):  # the signal may come in the middle of another print
-            print("\nfinishing this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
-        signal.signal(signal.SIGINT, self.before)
-
-    def __exit__(self, *exception):
-        if self.installed:
-            signal.signal(signal.SIGINT, self.before)

@@ -15,15 +15,9 @@ import numpy as np
 from tinyvit import kernels, optim
 from tinyvit.data import batches
 from tinyvit.data.batches import steps_per_epoch
-from tinyvit.train.loop import (
-    Interrupt,
-    TrainingError,
-    empty_folder,
-    progress_bar,
-    save_model,
-    take_step,
-    write_config,
-)
+from tinyvit.train.folder import CHECKPOINT, TrainingError, empty_folder, save_model, write_config
+from tinyvit.train.interrupt import Interrupt
+from tinyvit.train.loop import progress_bar, take_step
 from tinyvit.train.shards import Shards
 
 
@@ -44,8 +38,8 @@ def pretrain(
             with the parameters and statistics of its best epoch (early stopping).
         threads, bar: as for `fit`.
 
-    Returns the history, a dict an epoch. Ctrl-C ends the run with the step. Raises TrainingError for a loss that is not
-    finite.
+    Returns the history, a dict an epoch. Ctrl-C or SIGTERM ends the run with the step. Raises TrainingError for a loss
+    that is not finite.
     """
     optimizer = optim.AdamW(model, lr=lr, weight_decay=weight_decay)
     steps, C = steps_per_epoch(len(split), batch_size), split.images.shape[-1]
@@ -106,4 +100,4 @@ def save_pretrained(model, folder, recipe, dataset):
     folder = empty_folder(folder)
     about = write_config(folder, recipe, model.config, dataset)
     steps = recipe.epochs * steps_per_epoch(len(dataset.train), recipe.batch_size)
-    save_model(folder, model, about, recipe.epochs, steps)
+    save_model(folder / CHECKPOINT, model, about, dict(epochs_done=recipe.epochs, steps_done=steps))

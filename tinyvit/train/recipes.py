@@ -1,12 +1,19 @@
-"""Recipes: everything that decides how a run goes, as rows of a table.
+"""Recipes: everything that decides how a run goes, and what it has been measured to reach.
 
 A run is reproducible when it is a function of its recipe and the data, and of nothing else: no default hidden
 in a loop, no machine's core count. The recipe is written into the run's folder and into its checkpoint.
 
+`tinyvit/recipes/` holds those that come with the package, a TOML file each: [recipe] what to do, [promise] what came of
+it, where that was measured. Your own is a file of the same form, for `tinyvit train --recipe FILE`.
+
 Chapter of the course: notebooks/07-training.ipynb.
 """
 
-from dataclasses import dataclass, fields, replace
+import math
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import mean, pstdev
 
 from tinyvit.data import AUGMENTS
 from tinyvit.models import PRESETS
@@ -27,11 +34,18 @@ class Recipe:
     dropout: probability.
     optimizer: "adamw" or "sgd" (momentum 0.9).
     augment: a key of AUGMENTS.
+    rand_ops, rand_magnitude: RandAugment (Cubuk et al. 2019), so many operations an image, of strength 0 to 10.
+    erase: probability that a rectangle of an image is erased (Zhong et al. 2017).
+    mixup, cutmix: α of the Beta distribution by which two images are blended (Zhang et al. 2017), or a rectangle of one
+        is put into the other (Yun et al. 2019); 0 for none. With both, a coin decides for each batch.
+    drop_path: stochastic depth (Huang et al. 2016), the probability at the last block; at the first it is 0.
+    ema: decay a step of the running average of the weights, which then is what is validated, tested and kept; 0 for
+        none.
     patch: patch size in place of the preset's; 0 keeps that.
     image_size: side in pixels to which the images are resized; 0 keeps their own.
     seed: of initial values, order, augmentation and dropout.
-    shards: into how many parts each batch is cut for the threads. Sums are taken shard by shard, so the result depends
-        on this number, and on no number of threads.
+    shards: into how many parts each batch is cut for the threads and ranks; a multiple of the ranks. Sums are taken
+        shard by shard, so the result depends on this number, and on no number of threads or ranks.
     """
 
     data: str = "digits"
@@ -46,23 +60,36 @@ class Recipe:
     dropout: float = 0.0
     optimizer: str = "adamw"
     augment: str = "digits"
+    rand_ops: int = 0
+    rand_magnitude: float = 9.0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    drop_path: float = 0.0
+    ema: float = 0.0
     patch: int = 0
     image_size: int = 0
     seed: int = 0
     shards: int = 4
 
     def __post_init__(self):
-        for name, least in dict(epochs=0, batch_size=1, shards=1, seed=0, patch=0, image_size=0).items():
+        for name, least in dict(epochs=0, batch_size=1, shards=1, seed=0, patch=0, image_size=0, rand_ops=0).items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number from {least} up, got {value!r}")
-        for name in ("lr", "warmup", "weight_decay", "clip"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number from 0 up, got {value!r}")
-        for name in ("smoothing", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        for names, holds, must in (
+            (
+                ("lr", "warmup", "weight_decay", "clip", "mixup", "cutmix"),
+                lambda x: 0 <= x < math.inf,
+                "finite number from 0 up",
+            ),
+            (("smoothing", "dropout", "drop_path", "ema", "erase"), lambda x: 0 <= x < 1, "number in [0, 1)"),
+            (("rand_magnitude",), lambda x: 0 <= x <= 10, "number in 0..10"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, int | float) or not holds(value):
+                    raise ValueError(f"{name} must be a {must}, got {value!r}")
         for name, known in dict(preset=PRESETS, augment=AUGMENTS, optimizer=("adamw", "sgd")).items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
@@ -77,19 +104,64 @@ class Recipe:
         return cls(**values)
 
 
-MNIST = Recipe(
-    "mnist", preset="mnist7", epochs=12, batch_size=128, lr=2e-3, warmup=1.0, weight_decay=0.05, augment="mnist"
-)
-CIFAR = Recipe(
-    "cifar10", preset="cifar", epochs=30, batch_size=128, lr=1e-3, warmup=2.0, weight_decay=0.05, augment="cifar"
-)
-RECIPES = {
-    # Chosen by five-fold cross-validation on training and validation images. From lr 2e-3 and decay 0.05 (98.1 %),
-    # lr 4e-3 (98.8 %) and then decay 1.0 (99.2 %) gained most; stronger augmentation and a wider model gained nothing.
-    "digits": Recipe(shards=2),
-    "mnist": MNIST,
-    "fashion": replace(MNIST, data="fashion", preset="mnist", epochs=20, augment="fashion"),
-    "cifar10": CIFAR,
-    "cifar100": replace(CIFAR, data="cifar100"),
-}
-FOLDER_RECIPE = replace(CIFAR, data="", batch_size=32, augment="mnist")  # no flips: they might be letters
+@dataclass(frozen=True)
+class Promise:
+    """What a recipe reached when it was measured.
+
+    accuracy: of the test images, in percent, a number for each seed. The test images were looked at once for each;
+        choices were made on validation images.
+    minutes: of training, on two cores.
+    command: what to type to see the same.
+    data: where the data are not the official ones, what they are.
+    """
+
+    accuracy: tuple[float, ...]
+    minutes: float
+    command: str
+    data: str = ""
+
+    @classmethod
+    def from_dict(cls, values):
+        """A promise from a dict, as read from a file. Raises ValueError for a missing, strange or unfit one."""
+        known = {field.name for field in fields(cls)}
+        if not known - {"data"} <= set(values) <= known:
+            raise ValueError(f"a promise has accuracy, minutes, command and may have data; got {', '.join(values)}")
+        accuracy = values["accuracy"]
+        if not isinstance(accuracy, list) or not accuracy or not all(isinstance(x, float) for x in accuracy):
+            raise ValueError(f"accuracy must be a list, a percentage for each seed, got {accuracy!r}")
+        return cls(**(values | {"accuracy": tuple(accuracy)}))
+
+    def __str__(self):
+        spread = f" ± {pstdev(self.accuracy):.2f}" if len(self.accuracy) > 1 else ""
+        seeds = f"{len(self.accuracy)} seeds" if len(self.accuracy) > 1 else "1 seed"
+        of = f" of {self.data}" if self.data else ""
+        return f"{mean(self.accuracy):.2f}{spread} %{of}, {seeds}, {self.minutes:g} minutes"
+
+
+class RecipeError(Exception):
+    """A recipe's file that is missing, or not one."""
+
+
+def read_recipe(path):
+    """(Recipe, Promise or None) from a TOML file. Raises RecipeError that says what is wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            tables = tomllib.load(file)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as a recipe: {getattr(error, 'strerror', None) or error}") from None
+    strange = sorted(set(tables) - {"recipe", "promise"})
+    if "recipe" not in tables or strange:
+        found = ", ".join(f"[{name}]" for name in tables) or "nothing"
+        raise RecipeError(f"{path} must hold a table [recipe], and may hold a [promise]; found {found}")
+    try:
+        recipe = Recipe.from_dict(tables["recipe"])
+        return recipe, Promise.from_dict(tables["promise"]) if "promise" in tables else None
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+FILES = {path.stem: path for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
+KNOWN = {name: read_recipe(path) for name, path in FILES.items()}
+FOLDER_RECIPE, _ = KNOWN.pop("folder")
+RECIPES = {name: recipe for name, (recipe, _) in KNOWN.items()}
+PROMISES = {name: promise for name, (_, promise) in KNOWN.items() if promise}

@@ -4,7 +4,8 @@ The loss is a mean over images, so its gradient is the weighted mean of the shar
 by computing them apart. Each worker runs forward and backward through a *replica* of the model, whose
 parameters share memory with the model's and whose gradients are its own. Then the flat gradients are summed in
 the order of the shards, not in the order in which threads finish, so that the result is the same to the bit for
-any number of threads. This is data parallelism as across machines, where the sum is an all-reduce.
+any number of threads. The order is that of a tree, (0 + 1) + (2 + 3), whose branches can be summed apart: so the same
+holds for any number of machines that share the shards (`ranks.py`).
 
 Threads suffice, without processes: our kernels, the matrix products among them, release the GIL. Inside a shard all
 is serial; BLAS gets one thread (`one_blas_thread`), because two pools of threads on the same cores wait for
@@ -45,9 +46,11 @@ def one_blas_thread():
 def classify(model, images, labels, smoothing):
     """The objective of a classifier: (cross-entropy, a Tensor; how many images it got right)."""
     logits = model(images)
-    return F.cross_entropy(logits, labels, smoothing), int((logits.data.argmax(1) == labels).sum())
+    truth = labels if labels.ndim == 1 else labels.argmax(1)  # of a mixed image the larger part
+    return F.cross_entropy(logits, labels, smoothing), int((logits.data.argmax(1) == truth).sum())
 
 
+NO_SINGLE_OP = "no single op: every op's result is finite, only the sum over the batch is not"
 TRIALS = 8  # steps with threads, and as many without, before it is settled which is faster
 
 
@@ -63,18 +66,21 @@ class Shards:
             than they compute.
         objective: objective(replica, images, labels, smoothing) -> (the mean loss over these images, a scalar Tensor;
             how many of them are right). What labels are is the objective's affair.
+        own: the numbers of those shards that are computed here, a range; by default all of them.
+        cores: how many there are for us, by default all that the process may use.
 
     The replicas keep the mode (train or eval) that the model is in now.
     """
 
-    def __init__(self, model, flat, shards, threads=None, objective=classify):
+    def __init__(self, model, flat, shards, threads=None, objective=classify, *, own=None, cores=None):
         if shards < 1 or (threads is not None and threads < 1):
             raise ValueError(f"shards and threads must be at least 1, got {shards} and {threads}")
-        self.threads = min(threads or available_cores(), shards)
+        self.shards, self.own = shards, range(shards) if own is None else own
+        self.threads = min(threads or cores or available_cores(), len(self.own))
         self.flat = flat
         self.objective = objective
         self.memory = {}  # by thread
-        self.replicas = [model.replica() for _ in range(shards)]
+        self.replicas = [model.replica() for _ in self.own]
         self.gradients = [flat.attach(replica) for replica in self.replicas]
         self.blas = one_blas_thread()  # until `close`
         self.pool = ThreadPoolExecutor(self.threads - 1, "tinyvit") if self.threads > 1 else None
@@ -96,22 +102,25 @@ class Shards:
             self.pool, self.threads = None, 1
             self.memory.clear()
 
-    def map(self, function, *sequences):
-        """list(map(function, …)) on all threads. The calling one works too: from the end of the list on it takes back
-        what no worker has begun."""
+    def map(self, function, items):
+        """list(map(function, items)) on all threads."""
+        return self._on_threads(function, items)
+
+    def _on_threads(self, function, items):
+        """The calling thread works too: from the end of the list on it takes back what no worker has begun."""
         if self.pool is None:
-            return list(map(function, *sequences))
-        futures = [self.pool.submit(function, *arguments) for arguments in zip(*sequences, strict=True)]
-        tasks = reversed(list(zip(futures, *sequences, strict=True)))
-        results = [function(*task) if future.cancel() else future.result() for future, *task in tasks]
+            return list(map(function, items))
+        futures = [self.pool.submit(function, item) for item in items]
+        tasks = reversed(list(zip(futures, items, strict=True)))
+        results = [function(item) if future.cancel() else future.result() for future, item in tasks]
         return results[::-1]
 
-    def _timed(self, function, parts):
-        """`map` for the first steps: with and without threads in turn, then the faster way for good. As threads change
-        nothing about the result, this changes nothing either."""
+    def _timed(self, function, items):
+        """The same for the first steps: with and without threads in turn, then the faster way for good. As threads
+        change nothing about the result, this changes nothing either."""
         way = min(self.timings, key=lambda way: len(self.timings[way]))
         start = time.perf_counter()
-        results = self.map(function, parts) if way == "pool" else list(map(function, parts))
+        results = self._on_threads(function, items) if way == "pool" else list(map(function, items))
         self.timings[way].append(time.perf_counter() - start)
         if all(len(seconds) == TRIALS for seconds in self.timings.values()):
             best = {way: min(seconds[1:]) for way, seconds in self.timings.items()}  # the first one compiles
@@ -130,33 +139,42 @@ class Shards:
 
         Returns (mean loss, how many are right, as the objective counts them).
         """
+        loss, right, _ = self._own_part(images, labels, smoothing, seed)
+        self.flat.gradients[...] = self.gradients[0]
+        return loss, right
+
+    def _own_part(self, images, labels, smoothing, seed):
+        """`gradient`, of our own shards alone: their sum is put into `self.gradients[0]`.
+
+        Returns (their part of the mean loss, how many are right, whether running statistics were recorded).
+        """
         if not len(images) == len(labels) > 0:
             raise ValueError(f"a batch needs a label for each image, got {len(images)} images, {len(labels)} labels")
-        parts = [
-            (i, images[part], labels[part])
-            for i, part in enumerate(cut(len(labels), len(self.replicas)))
-            if part.start < part.stop
-        ]
-
+        slices = cut(len(labels), self.shards)
+        first = next(i for i, part in enumerate(slices) if part.start < part.stop)  # there may be fewer images
         record = recording_statistics_now()  # as in this thread, so in all
 
-        def run(part):
-            i, x, y = part
+        def run(i):
+            replica, gradient = self.replicas[i - self.own.start], self.gradients[i - self.own.start]
+            x, y = images[slices[i]], labels[slices[i]]
             weight = len(y) / len(labels)
             memory = self.memory.setdefault(threading.get_ident(), Pool())
-            self.gradients[i][...] = 0
+            gradient[...] = 0
+            if not len(y):
+                return 0.0, 0
             # An overflow shows in the loss; NumPy's warning, once per thread, would only hide the message below it.
             quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
-            with memory, random_state((*seed, i)), recording_statistics(record and i == parts[0][0]), quiet:
-                loss, right = self.objective(self.replicas[i], x, y, smoothing)
+            with memory, random_state((*seed, i)), recording_statistics(record and i == first), quiet:
+                loss, right = self.objective(replica, x, y, smoothing)
                 loss.backward(weight)
             return loss.item() * weight, right
 
-        results = self._timed(run, parts) if self.timings else self.map(run, parts)
-        self.flat.gradients[...] = self.gradients[parts[0][0]]
-        for i, *_ in parts[1:]:
-            kernels.add_into(self.flat.gradients, self.gradients[i])
-        return sum(loss for loss, _ in results), sum(correct for _, correct in results)
+        results = self._timed(run, self.own) if self.timings else self._on_threads(run, self.own)
+        losses = [loss for loss, _ in results]
+        for i, j in tree(len(results)):
+            kernels.add_into(self.gradients[i], self.gradients[j])
+            losses[i] += losses[j]
+        return losses[0], sum(right for _, right in results), record and first in self.own
 
     def culprit(self, images, labels, smoothing, seed):
         """Compute the batch again and say where the first NaN or infinity comes from; the parameters must be
@@ -169,15 +187,24 @@ class Shards:
         pool, self.pool = self.pool, None  # check_finite acts on this thread
         try:
             with check_finite(), composed(), recording_statistics(False):
-                self.gradient(images, labels, smoothing, seed)
+                self._own_part(images, labels, smoothing, seed)
         except FloatingPointError as error:
             return str(error)
         finally:
             self.pool = pool
-        return "no single op: every op's result is finite, only the sum over the batch is not"
+        return NO_SINGLE_OP
 
 
 def cut(count, parts):
     """`count` items in `parts` contiguous slices whose lengths differ by one at most."""
     edges = [count * i // parts for i in range(parts + 1)]
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def tree(count):
+    """The pairs (i, j), in order, for which `x[i] += x[j]` leaves the sum of all `count` in x[0]: neighbours first,
+    then pairs of pairs, (0 + 1) + (2 + 3). A branch of 2, 4, 8, … of them may be summed apart: it is the same sum."""
+    step = 1
+    while step < count:
+        yield from ((i, i + step) for i in range(0, count - step, 2 * step))
+        step *= 2

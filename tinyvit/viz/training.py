@@ -34,7 +34,7 @@ def curves(history):
     loss.legend()
     values = draw(accuracy, "accuracy", ORANGE, scale=100)
     values += draw(accuracy, "validation_accuracy", BLUE, scale=100)
-    _percent_axis(accuracy, values)
+    percent_axis(accuracy, values)
     accuracy.set(ylabel="accuracy (%), errors on a log scale")
     rate.set(ylabel="learning\nrate", xlabel="epoch", ylim=(0, 1.1 * max(draw(rate, "lr", GREY)) or 1))
     rate.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
@@ -44,22 +44,34 @@ def curves(history):
     return figure
 
 
-def _percent_axis(axes, values):
-    """A y-axis for percentages that stretches towards 100, with round ticks where there is room."""
+def stretch(percent):
+    """Where a percentage stands on an axis on which halving the errors is one length; 100 itself stays on it."""
+    return -np.log(np.maximum(100.3 - np.asarray(percent, float), 1e-6))
 
-    def stretch(percent):
-        return -np.log(np.maximum(100.3 - np.asarray(percent, float), 1e-6))  # 100 itself stays on the axis
 
-    axes.set_yscale("function", functions=(stretch, lambda s: 100.3 - np.exp(-s)))
+def shrink(place):
+    """The percentage at a place on that axis."""
+    return 100.3 - np.exp(-np.asarray(place, float))
+
+
+def round_percentages(low, high, distance):
+    """The round percentages between two places on that axis, from 100 downwards, none closer than `distance`."""
+    ticks, last = [], np.inf
+    for tick in (100, 99.8, 99.5, 99, 98, 95, 90, 80, 70, 60, 50, 40, 30, 20, 10, 0):
+        if low <= stretch(tick) <= high and last - stretch(tick) > distance:
+            ticks, last = [*ticks, tick], stretch(tick)
+    return ticks
+
+
+def percent_axis(axes, values, distance=1 / 12):
+    """A y-axis for percentages that stretches towards 100, with round ticks where there is room: none closer than
+    `distance`, a share of the axis."""
+    axes.set_yscale("function", functions=(stretch, shrink))
     low, high = stretch(min(values)), stretch(max(values))
     pad = max(0.06 * (high - low), 0.2)
     low, high = low - pad, min(high + pad, stretch(100.05))
-    axes.set_ylim(100.3 - np.exp(-low), 100.3 - np.exp(-high))
-    ticks, last = [], np.inf
-    for tick in (100, 99.8, 99.5, 99, 98, 95, 90, 80, 70, 60, 50, 40, 30, 20, 10, 0):
-        if low <= stretch(tick) <= high and last - stretch(tick) > (high - low) / 12:
-            ticks, last = [*ticks, tick], stretch(tick)
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.set_ylim(shrink(low), shrink(high))
+    axes.yaxis.set_major_locator(FixedLocator(round_percentages(low, high, distance * (high - low))))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
 
 
