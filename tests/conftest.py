@@ -1,6 +1,8 @@
 """What the tests share: deterministic property tests, one BLAS thread, and a fixture that runs a test on each
 kernel backend."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
@@ -12,6 +14,9 @@ settings.load_profile("tinyvit")
 
 # Matrices this small gain nothing from BLAS's own threads, which on a busy machine wait for each other.
 _blas = threadpool_limits(1, user_api="blas")
+
+# What a shell starts in the background ignores Ctrl-C, and so would the tests of it and all processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["numba", "numpy"])
