@@ -106,9 +106,20 @@ def weights_for_pytorch(model):
     return {name: np.ascontiguousarray(array) for name, array in theirs.items()}
 
 
+def check(recipe):
+    """Raises BenchError for a recipe with more to it than the two here do: they would train by another one."""
+    strange = [name for name in ("dropout", "mixup", "cutmix", "drop_path", "ema") if getattr(recipe, name)]
+    strange += ["clip"] if not recipe.clip else []
+    strange += ["optimizer"] if recipe.optimizer != "adamw" else []
+    strange += ["preset"] if type(models.PRESETS[recipe.preset]) is not models.ViTConfig else []
+    if strange:
+        said = ", ".join(f"{name} = {getattr(recipe, name)}" for name in strange)
+        raise bench.BenchError(f"{recipe.data}: PyTorch's side of this race has no {said}")
+
+
 def worker(name, recipe, threads, pipe):
     """A process: at each message it trains for an epoch and answers (seconds, validation accuracy)."""
-    dataset = data.load(recipe.data)
+    dataset = data.load(recipe.data, image_size=recipe.image_size or None)
     model = models.build(train.loop.configure(recipe, dataset), recipe.seed)
     racer = Tinyvit(recipe, model) if name == OURS else PyTorch(recipe, model, threads)
     steps = steps_per_epoch(len(dataset.train), recipe.batch_size)
@@ -128,7 +139,7 @@ def worker(name, recipe, threads, pipe):
             **how,
             seed=recipe.seed,
             epoch=epoch,
-            augment=data.AUGMENTS[recipe.augment],
+            augment=data.augmentation(recipe),
         )
         for i, (images, labels) in enumerate(served):
             racer.step(images, labels, optim.warmup_cosine(epoch * steps + i, total, recipe.lr, warmup))
@@ -218,6 +229,7 @@ def main():
     for name in options.data:
         recipe = train.RECIPES[name]
         recipe = replace(recipe, epochs=options.epochs or recipe.epochs)
+        check(recipe)
         races = []
         for seed in range(options.seeds):
             races.append(race(replace(recipe, seed=seed), contenders))

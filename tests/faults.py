@@ -17,6 +17,7 @@ Exit code 0 means: nothing lost, no traceback.
 import argparse
 import contextlib
 import io
+import json
 import os
 import random
 import shutil
@@ -33,7 +34,6 @@ from tinyvit.classifier import load
 from tinyvit.cli import main as tinyvit
 from tinyvit.data.dataset import Dataset
 from tinyvit.train import checkpoint
-from tinyvit.train.folder import read_metrics
 
 # The command itself; but it writes a checkpoint after each step, so that many a kill comes while it does, and draws no
 # pictures, which take longer than these runs.
@@ -50,6 +50,11 @@ def start(*words):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def rows(folder):
+    """What is in a run's metrics.jsonl, all of it."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def same(a, b):
     """Whether two finished runs have equal checkpoints and metrics, but for times."""
     for name in (train.CHECKPOINT, train.BEST):
@@ -58,11 +63,10 @@ def same(a, b):
             return False
         if not all(np.array_equal(array, others[key]) for key, array in tensors.items()):
             return False
-    rows, other_rows = read_metrics(a), read_metrics(b)
-    return len(rows) == len(other_rows) and all(
+    return len(rows(a)) == len(rows(b)) and all(
         row.keys() == other.keys()
         and all(row[key] == other[key] for key in row if key not in ("seconds", "images_per_second"))
-        for row, other in zip(rows, other_rows, strict=True)
+        for row, other in zip(rows(a), rows(b), strict=True)
     )
 
 

@@ -1,8 +1,7 @@
 """Folders of runs that nobody trained, for the tests of what reads them: made in milliseconds, of any kind."""
 
+import contextlib
 import json
-import os
-import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,10 +10,12 @@ import tomli_w
 from tinyvit import PRESETS, models, train
 from tinyvit.data.dataset import Dataset, Split
 from tinyvit.train import checkpoint
+from tinyvit.train.folder import only_one
 
 TEST = dict(test_accuracy=0.9, test_loss=0.3, seconds=20.0)
 CONFIG = replace(PRESETS["digits"], width=8, depth=2, heads=2, mlp=8)
 RECIPE = train.Recipe(epochs=10)
+IN_PROGRESS = contextlib.ExitStack()  # the locks of runs that seem to go on; close it to end them
 
 
 def epochs(count, top=0.9):
@@ -37,7 +38,8 @@ def images(classes=tuple("0123456789"), shape=(8, 8, 1), count=40, name="digits"
 
 
 def make_run(folder, rows, test=None, *, recipe=RECIPE, config=CONFIG, dataset=None, stopped=False, weights=True):
-    """Write a run's folder as `train` does; returns it. `stopped`: by Ctrl-C, which leaves a picture."""
+    """Write a run's folder as `train` does; returns it. One that is not finished or `stopped` is in progress, until
+    IN_PROGRESS is closed."""
     dataset = dataset or images()
     folder.mkdir(parents=True)
     about = dict(
@@ -50,8 +52,8 @@ def make_run(folder, rows, test=None, *, recipe=RECIPE, config=CONFIG, dataset=N
         progress = dict(epochs_done=len(rows), steps_done=0)
         checkpoint.save(folder / "checkpoint.safetensors", tensors, about | progress)
     write_metrics(folder, [*rows, *filter(None, [test])])
-    if stopped:
-        (folder / "curves.png").write_bytes(b"")
+    if not (test or stopped):
+        IN_PROGRESS.enter_context(only_one(folder))
     return folder
 
 
@@ -59,10 +61,3 @@ def write_metrics(folder, rows, torn=""):
     """metrics.jsonl with these rows, and what a killed process may have left of one more."""
     text = "".join(json.dumps(row) + "\n" for row in rows) + torn
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-
-
-def age(folder, seconds):
-    """Make all files of a folder that much older."""
-    for path in folder.iterdir():
-        then = time.time() - seconds
-        os.utime(path, (then, then))

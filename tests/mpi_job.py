@@ -14,6 +14,7 @@ import numpy as np
 from tinyvit import data, optim, train, vit
 from tinyvit.data.dataset import Dataset
 from tinyvit.models import ResNet, ResNetConfig
+from tinyvit.train.ranks import job
 
 RECIPE = train.Recipe(epochs=5, batch_size=50, warmup=1.0, dropout=0.1, ema=0.9, shards=4)  # 5 epochs of 4 steps
 UNEVEN = replace(RECIPE, batch_size=33, shards=6)  # 3 or 6 shards a rank; the last batch of an epoch holds 2 images
@@ -46,13 +47,13 @@ def equality(folder):
     """20 steps of a ViT, of a model with batch norm, and where the shards of a rank are no branch of the tree."""
     fit(RECIPE, folder / "vit")
     fit(replace(RECIPE, batch_size=66), folder / "batch-norm", model=ResNet(BATCH_NORM, 0))
-    if 6 % train.job().size == 0:
+    if 6 % job().size == 0:
         fit(UNEVEN, folder / "uneven")
 
 
 def unlike(folder):
     """Rank 1 has another learning rate and another image; the words of the error are written down by rank 0."""
-    rank, dataset = train.job().rank, few_digits()
+    rank, dataset = job().rank, few_digits()
     if rank == 1:
         dataset.train.images[0] += 1
     try:
@@ -66,17 +67,17 @@ def diverging(folder):
     model = vit("digits", depth=1)
     optimizer = optim.AdamW(model)
     images, labels = np.zeros((4, 8, 8, 1), np.float32), np.arange(4)
-    with train.job().interrupt() as interrupt, train.job().shards(model, optimizer.flat, 2, 1, interrupt) as shards:
+    with job().interrupt() as interrupt, job().shards(model, optimizer.flat, 2, 1, interrupt) as shards:
         model.head.weight.data[0, 0] = 3e38
         images[3] = 1e38
         loss, _ = shards.gradient(images, labels)
         words = shards.culprit(images, labels, 0.0, (0,))
-    (folder / f"said-{train.job().rank}").write_text(f"{loss} {words}", encoding="utf-8")
+    (folder / f"said-{job().rank}").write_text(f"{loss} {words}", encoding="utf-8")
 
 
 def drifting(folder):
     """Rank 1's weights get out of step, as on another kind of processor; after the epoch they are rank 0's again."""
-    rank = train.job().rank
+    rank = job().rank
     model = vit("digits", depth=1)
     if rank == 1:
 
@@ -90,24 +91,24 @@ def drifting(folder):
 
 def failing(folder):
     """Rank 1 meets an error that rank 0 does not."""
-    if train.job().rank == 1:
+    if job().rank == 1:
         before_step(7, lambda: open(folder / "missing" / "file"))
     fit(RECIPE, folder / "run")
 
 
 def dying(folder):
     """Rank 1 is killed before step 7; a checkpoint is written after each step."""
-    if train.job().rank == 1:
+    if job().rank == 1:
         before_step(7, lambda: os.kill(os.getpid(), signal.SIGKILL))
     fit(RECIPE, folder / "run", save_every=0)
 
 
 def terminated(folder):
     """Rank 1 gets SIGTERM before step 7; the rank's number of steps is its last word."""
-    if train.job().rank == 1:
+    if job().rank == 1:
         before_step(7, lambda: signal.raise_signal(signal.SIGTERM))
     run = fit(RECIPE, folder / "run")
-    (folder / f"said-{train.job().rank}").write_text(f"{run.interrupted}", encoding="utf-8")
+    (folder / f"said-{job().rank}").write_text(f"{run.interrupted}", encoding="utf-8")
 
 
 if __name__ == "__main__":

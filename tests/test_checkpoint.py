@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,21 @@ def test_an_error_names_the_file(tmp_path):
     with pytest.raises(OSError) as caught:
         checkpoint.write_atomically(tmp_path / "none" / "file", b"x")
     assert caught.value.filename == str(tmp_path / "none" / "file")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX forces folders to the disk")
+def test_file_systems_that_cannot_do_all(path, monkeypatch):
+    """Protects: a run on a mount without permissions, or that refuses to force a folder to the disk: the file is whole
+    all the same."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(os, "fsync", lambda file: refuse() if stat.S_ISDIR(os.fstat(file).st_mode) else fsync(file))
+    checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
 
 
 def test_a_full_disk_keeps_the_old_one(path, monkeypatch):

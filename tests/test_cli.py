@@ -32,18 +32,19 @@ def test_train_says_how_well_and_where(tmp_path, monkeypatch, capsys):
         assert main(["train", "--epochs", "1", "--preset", "digits", "--seed", "5", "--threads", "1"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert re.fullmatch(r"test accuracy \d+\.\d\d %", lines[-2])
-        assert lines[-1].endswith(f"digits-{n}")
+        assert re.fullmatch(rf"run folder: .*digits-{n}  \(attention.png, .*; all of it: report.html\)", lines[-1])
     names = {p.name for p in (tmp_path / "runs" / "digits-1").iterdir()}
     assert names == {
         "config.toml", "metrics.jsonl", "checkpoint.safetensors", "best.safetensors", "curves.png", "attention.png",
-        "mistakes.png", "report.html",
+        "mistakes.png", "report.html", "lock",
     }  # fmt: skip
 
 
 def test_a_recipe_from_a_file_and_by_name(tmp_path, monkeypatch, capsys):
     """Protects: --recipe, with the other words on top of it, and that its data are the data."""
     monkeypatch.chdir(tmp_path)
-    text = '[recipe]\ndata = "digits"\nepochs = 0\nlr = 0.123\nshards = 2\n'
+    digits = train.recipes.FILES["digits"].read_text(encoding="utf-8")
+    text = digits.replace("epochs = 120", "epochs = 0").replace("lr = 4e-3", "lr = 0.123")
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     assert main(["train", "--recipe", "mine.toml", "--clip", "0.5", "--out", "run"]) == 0
     recipe = load("run").recipe
@@ -56,11 +57,31 @@ def test_a_recipe_from_a_file_and_by_name(tmp_path, monkeypatch, capsys):
     assert "nobody's cannot be read as a recipe" in capsys.readouterr().err
 
 
+def test_a_recipe_for_any_folder_needs_one(tmp_path, monkeypatch, capsys):
+    """Protects: the folder where the user stands is not taken for data."""
+    monkeypatch.chdir(tmp_path)
+    file = train.recipes.FILES["folder"]
+    for name in ("folder", str(file)):
+        assert main(["train", "--recipe", name]) == 2
+        assert "any folder of images: tinyvit train FOLDER --recipe" in capsys.readouterr().err
+    assert main(["train", "digits", "--recipe", "folder", "--preset", "digits", "--epochs", "0", "--out", "run"]) == 0
+    assert load("run").recipe.batch_size == train.FOLDER_RECIPE.batch_size
+
+
 def test_recipes_are_listed_with_their_promises(capsys):
     assert main(["recipes"]) == 0
     out = capsys.readouterr().out
-    assert all(f"{name} " in out for name in train.RECIPES)
-    assert str(train.PROMISES["digits"]) in out and "digits.toml" in out
+    assert all(re.search(f"^{name} ", out, re.M) for name in train.recipes.FILES)
+    for promise in train.PROMISES.values():
+        assert f"{promise}\n{'':<16}{promise.command}\n" in out
+
+
+def test_the_result_is_said_before_pictures_are_drawn(tmp_path, monkeypatch, capsys):
+    """Protects: the accuracy, from a SIGTERM in the seconds that drawing takes."""
+    said = []
+    monkeypatch.setattr("tinyvit.cli.training.draw", lambda *_: said.append(capsys.readouterr().out))
+    assert main(["train", "--epochs", "0", "--out", str(tmp_path / "run")]) == 0
+    assert re.search(r"\ntest accuracy \d+\.\d\d %\n$", said[0])
 
 
 @pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), MemoryError(), KeyboardInterrupt()])
@@ -71,9 +92,8 @@ def test_what_drawing_dies_of_does_not_take_the_result_along(trouble, tmp_path, 
     monkeypatch.setattr(viz, "attention", fails)
     assert main(["train", "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     captured = capsys.readouterr()
-    assert re.search(r"\ntest accuracy \d+\.\d\d %\nrun folder: .*run\n$", captured.out)
+    assert re.search(r"\ntest accuracy \d+\.\d\d %\nrun folder: .*run  \(curves.png\)\n$", captured.out)
     assert captured.err.count("not all pictures are drawn") == 1 and "Traceback" not in captured.err
-    assert "pictures: curves.png\n" in captured.out
 
 
 def test_pictures_are_pictures(run):

@@ -21,8 +21,10 @@ import safetensors.numpy
 from tinyvit import data, train
 from tinyvit.classifier import load
 from tinyvit.cli import main, training
-from tinyvit.train import checkpoint
+from tinyvit.train import checkpoint, folder
+from tinyvit.train.folder import being_trained, only_one
 from tinyvit.train.interrupt import Interrupt
+from tinyvit.train.runs import read_run
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals to another process are POSIX's")
 WORDS = ["train", "--epochs", "3", "--threads", "1", "--ema", "0.9"]
@@ -89,18 +91,72 @@ def test_kills(tmp_path):
 
 
 @POSIX
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_a_signal(number, code, tmp_path):
     """The step is finished, the checkpoint holds it, and the last line says how to go on."""
     process = faults.start("--epochs", 1000, "--out", tmp_path / "run")
     end = time.monotonic() + 60
     while not (tmp_path / "run" / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(getattr(signal, number))
     said = process.communicate(timeout=60)[0]
     assert process.returncode == code and "Traceback" not in said, said
     [(step, folder)] = re.findall(r"stopped after step (\d+), .*; .* Go on: tinyvit train --resume (\S+)\n", said)
     assert train.read_saved(folder).progress.steps_done == int(step)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
+    """Whoever has forgotten the first is told; and when that is killed, the folder is free."""
+    run = tmp_path / "run"
+    process = faults.start("--epochs", 1000, "--out", run)
+    try:
+        end = time.monotonic() + 60
+        while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert being_trained(run) and read_run(run).state == "running"
+        assert f"another process is training in {run}" in failure(["train", "--resume", run], capsys)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not being_trained(run) and read_run(run).state == "stopped"
+    with only_one(run):
+        pass
+
+
+@pytest.mark.parametrize("trouble", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks(trouble, run, whole, monkeypatch):
+    """Some network file systems have none: it goes on without."""
+
+    def lock(file, shared=False):
+        raise OSError(trouble, os.strerror(trouble))
+
+    monkeypatch.setattr(folder, "_lock", lock)
+    assert read_run(run).state == "running"
+    assert goes_on(run, whole) and read_run(run).state == "finished"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP on Windows")
+def test_nohup():
+    """Protects: who starts a run with nohup wants it to go on when the terminal is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt(aloud=False) as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+        assert not interrupt.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_without_a_terminal(monkeypatch):
+    """Protects: when the terminal is gone nothing can be said, and the run is to be saved all the same."""
+
+    def gone(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("builtins.print", gone)
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+    assert interrupt.asked == signal.SIGTERM
 
 
 def test_the_second_signal_stops_at_once(run, whole, monkeypatch, capsys):

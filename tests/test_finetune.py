@@ -144,7 +144,7 @@ def test_the_command(start, tmp_path, monkeypatch, capsys):
         assert main(words) == 0
         out = capsys.readouterr().out
         assert "images 8×8 → 16×16, patches 4×4 → 8×8, positions (1d) interpolated (corners); a new head for 10" in out
-        assert out.splitlines()[-1].endswith(f"digits-{n}")
+        assert f"digits-{n}  (attention.png" in out.splitlines()[-1]
         accuracies.append(re.search(r"test accuracy (\d+\.\d\d) %", out)[1])
     names = {p.name for p in (tmp_path / "runs" / "digits-1").iterdir()}
     assert {"config.toml", "metrics.jsonl", "checkpoint.safetensors", "curves.png", "attention.png"} <= names

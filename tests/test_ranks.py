@@ -13,11 +13,11 @@ from pathlib import Path
 import mpi_job
 import numpy as np
 import pytest
+from faults import rows
 
 from tinyvit import train
 from tinyvit.cli import main
 from tinyvit.train import checkpoint, ranks
-from tinyvit.train.folder import read_metrics
 from tinyvit.train.shards import tree
 
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
@@ -48,7 +48,7 @@ def contents(folder, name=train.CHECKPOINT):
 
 
 def metrics(folder):
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in read_metrics(folder)]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows(folder)]
 
 
 def assert_same_runs(a, b):
@@ -217,9 +217,23 @@ def test_the_command_under_mpiexec(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1 and done.stdout.count("training images") == 1
     assert "2 ranks" in done.stdout and "--resume" in done.stdout
-    assert (tmp_path / "run" / "curves.png").exists() and len(read_metrics(tmp_path / "run")) == 2
+    assert (tmp_path / "run" / "curves.png").exists() and len(rows(tmp_path / "run")) == 2
     again = run(2, *words)
     assert again.returncode == 1 and again.stderr.count("must be new or empty") == 1
+    assert run(2, "-m", "tinyvit", "eval", tmp_path / "run").stdout.count("test accuracy") == 1
     three = run(3, *words[:-1], tmp_path / "three")
     assert three.returncode == 1 and three.stderr.count("start 1, 2, 4 of them") == 1
     assert "--shards 6" in three.stderr and not (tmp_path / "three").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_other_commands_are_rank_0s_alone(rank, monkeypatch, capsys):
+    """Protects: the same files written by several at once; rank 0 needs no mpi4py for it, and waits for nobody."""
+    for name in (name for names in ranks.LAUNCHERS for name in names):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", str(rank))
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    ranks.job.cache_clear()
+    assert main(["data", "digits"]) == 0
+    assert capsys.readouterr().out.count("10 classes") == (rank == 0)

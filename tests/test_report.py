@@ -1,13 +1,14 @@
 """A run's page and the comparison: whole in one file, true, safe for any name, and there for any state of a run."""
 
 import io
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_up_runs import CONFIG, RECIPE, TEST, age, epochs, images, make_run
+from made_up_runs import CONFIG, IN_PROGRESS, RECIPE, TEST, epochs, images, make_run
 from PIL import Image
 
 import tinyvit
@@ -21,6 +22,12 @@ from tinyvit.viz.report import duration
 
 HOSTILE = ("<script>alert(1)</script>", 'a "b" & c', "$x$", "-->", "ok")
 ALONE = {"meta", "br", "img"}  # tags without an end
+
+
+@pytest.fixture(autouse=True)
+def all_runs_end():
+    yield
+    IN_PROGRESS.close()
 
 
 class Page(HTMLParser):
@@ -287,8 +294,20 @@ def test_compare(tmp_path, capsys):
 
 def test_compare_needs_two_runs(tmp_path, capsys):
     folder = str(make_run(tmp_path / "run", epochs(1), TEST))
-    assert main(["compare", folder, folder]) == 2
-    assert "needs two runs or more" in capsys.readouterr().err
+    for same in (folder, f"{folder}{os.sep}", os.path.join(folder, "..", "run")):
+        assert main(["compare", folder, same]) == 2
+        assert "needs two runs or more" in capsys.readouterr().err
+
+
+def test_compare_knows_what_a_star_stands_for(tmp_path, monkeypatch, capsys):
+    """Protects: `tinyvit compare runs/*` on Windows, whose shells pass on the *; and a folder named like a pattern."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits-1", "digits-2", "digits-[1]"):
+        make_run(tmp_path / "runs" / name, epochs(1), TEST)
+    assert main(["compare", "runs/digits-?", "runs/digits-[1]"]) == 0
+    assert re.findall(r"^digits-\S+", capsys.readouterr().out, re.M) == ["digits-1", "digits-2", "digits-[1]"]
+    assert main(["compare", "runs/none-*", "runs/digits-1"]) == 1
+    assert "none-*" in capsys.readouterr().err
 
 
 def test_the_curves_of_the_runs_are_told_apart(tmp_path):
@@ -313,12 +332,3 @@ def test_long_and_hidden_names_are_in_the_legend(tmp_path):
     assert [text.get_text()[-5:] for text in legend.get_texts()] == ["idden", "-long"]
     box = legend.get_window_extent()
     assert 0 <= box.x0 and box.x1 <= figure.bbox.x1
-
-
-def test_a_run_long_silent_counts_as_stopped(tmp_path):
-    folder = make_run(tmp_path / "run", epochs(3))
-    assert read_run(folder).state == "running"
-    age(folder, 170)
-    assert read_run(folder).state == "running"
-    age(folder, 200)
-    assert read_run(folder).state == "stopped"

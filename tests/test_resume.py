@@ -4,18 +4,20 @@ import json
 import re
 import shutil
 import signal
+import tomllib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from faults import rows
 
 from tinyvit import data, nn, optim, train, vit
 from tinyvit.classifier import load
 from tinyvit.cli import main, training
 from tinyvit.data.dataset import Dataset, Split
 from tinyvit.models import ResNet, ResNetConfig
-from tinyvit.train import checkpoint
-from tinyvit.train.folder import log, read_metrics
+from tinyvit.train import checkpoint, metrics
+from tinyvit.train.metrics import log
 from tinyvit.train.progress import Progress
 
 FULL = train.Recipe(epochs=5, batch_size=50, warmup=1.0, dropout=0.1, ema=0.9)  # 5 epochs of 4 steps
@@ -72,7 +74,7 @@ def assert_same_runs(a, b):
         assert numbers == other_numbers and tensors.keys() == others.keys()
         for key, array in tensors.items():
             np.testing.assert_array_equal(array, others[key], err_msg=f"{name}: {key}")
-    assert without_times(read_metrics(a.folder)) == without_times(read_metrics(b.folder))
+    assert without_times(rows(a.folder)) == without_times(rows(b.folder))
     assert without_times(a.history) == without_times(b.history) and len(a.history) == FULL.epochs
     np.testing.assert_array_equal(a.probabilities, b.probabilities)
 
@@ -159,10 +161,29 @@ def test_what_the_metrics_have_too_much_is_cut(whole, digits, tmp_path):
     log(tmp_path / "run", {"epoch": 6})
     with open(tmp_path / "run" / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"epoch": 7, "lo')
-    assert done <= 5 and len(read_metrics(tmp_path / "run")) == 7
+    assert done <= 5 and len((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 8
     assert_same_runs(whole, resume(tmp_path / "run", digits))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line).get("epoch") for line in lines] == [1, 2, 3, 4, 5, None]
+
+
+def test_each_good_line_is_kept_once(whole, digits, tmp_path):
+    """Protects: the epochs behind a damaged line; and in a folder that two have written in, no epoch counts twice."""
+    shutil.copytree(whole.folder, tmp_path / "run")
+    path, said = tmp_path / "run" / "metrics.jsonl", []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join([lines[0], "x" + lines[1], lines[3], lines[2], *lines[2:]]), encoding="utf-8")
+    run = resume(tmp_path / "run", digits, say=said.append)
+    assert [row.get("epoch") for row in rows(run.folder)] == [1, 3, 4, 5, None]
+    assert without_times(run.history) == without_times([whole.history[i] for i in (0, 2, 3, 4)])
+    assert "metrics.jsonl has no good line for 1 of 5 epochs; the model has lost nothing" in said
+
+
+def test_a_line_is_on_the_disk_before_the_checkpoint_that_counts_it(tmp_path, monkeypatch):
+    forced = []
+    monkeypatch.setattr(metrics.os, "fsync", lambda file: forced.append((tmp_path / "metrics.jsonl").read_bytes()))
+    log(tmp_path, {"epoch": 1})
+    assert forced == [b'{"epoch": 1}\n']
 
 
 def test_without_metrics_it_goes_on_too(digits, tmp_path, monkeypatch):
@@ -240,9 +261,20 @@ def test_an_edited_config_is_mentioned(whole, digits, tmp_path):
     path.write_text(path.read_text(encoding="utf-8").replace("epochs = 5", "epochs = 9"), encoding="utf-8")
     assert_same_runs(whole, resume(tmp_path / "run", digits, say=said.append))
     assert any("config.toml is not what it was (epochs), which changes nothing" in line for line in said)
-    path.unlink()
+    path.write_text("recipe = 3", encoding="utf-8")
     resume(tmp_path / "run", digits, say=said.append)
     assert any("(all of it)" in line for line in said)
+
+
+def test_a_missing_config_is_written_anew(whole, digits, tmp_path):
+    """Protects: without it no other command takes the folder for a run."""
+    shutil.copytree(whole.folder, tmp_path / "run")
+    path, said = tmp_path / "run" / "config.toml", []
+    before = tomllib.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    resume(tmp_path / "run", digits, say=said.append)
+    assert tomllib.loads(path.read_text(encoding="utf-8")) == before
+    assert any("config.toml was missing" in line for line in said)
 
 
 def test_a_finetuned_run_goes_on(whole, digits, tmp_path, monkeypatch):
@@ -365,6 +397,17 @@ def test_the_average_is_what_is_validated_tested_and_served(whole, digits):
     assert not np.array_equal(tensors["model.head.weight"], tensors["training.head.weight"])
 
 
+def test_after_an_epoch_all_ranks_have_the_average_of_rank_0(digits, tmp_path, monkeypatch):
+    """Protects: on unlike processors the ranks would validate their shares of the images with models of their own."""
+    levelled = []
+    monkeypatch.setattr(train.ranks.Alone, "level", lambda job, array: levelled.append(array.copy()))
+    fit(replace(FULL, epochs=1), digits, tmp_path / "run")
+    weights, average = levelled
+    average_in_file = [array for name, array in contents(tmp_path / "run")[0].items() if name.startswith("model.")]
+    assert average.size == weights.size == sum(array.size for array in average_in_file)
+    assert average.sum(dtype=float) == pytest.approx(sum(array.sum(dtype=float) for array in average_in_file))
+
+
 def test_an_average_changes_no_step(digits, tmp_path):
     """Protects: what is averaged goes its own way; losses and gradients are as without."""
     few = replace(FULL, epochs=2)
@@ -399,7 +442,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     }
     tensors, others = contents(tmp_path / "once")[0], contents(tmp_path / "twice")[0]
     assert all(np.array_equal(array, others[name]) for name, array in tensors.items())
-    assert main(["train", "--resume", "twice"]) == 0
+    assert main(["train", "--resume", "twice/checkpoint.safetensors"]) == 0
     out = capsys.readouterr().out
     assert "twice is finished" in out and expected in out
 
@@ -412,6 +455,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         ("digits --resume .", 2, "--resume goes on with the run as it began, and takes --threads only; got DATA"),
         ("--resume . --lr 0.1 --out x", 2, "takes --threads only; got --lr, --out"),
         ("--resume", 2, "expected one argument"),
+        ("--resume=", 2, "--resume needs the run's folder"),
     ],
 )
 def test_mistakes(words, code, message, tmp_path, monkeypatch, capsys):

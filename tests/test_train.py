@@ -136,7 +136,7 @@ def test_memory_is_flat_over_1000_steps():
 def test_a_runs_folder(digits, tmp_path):
     lines = []
     run = train.fit(SMALL, digits, tmp_path / "run", say=lines.append, bar=False)
-    names = {"config.toml", "metrics.jsonl", "checkpoint.safetensors", "best.safetensors"}
+    names = {"config.toml", "metrics.jsonl", "checkpoint.safetensors", "best.safetensors", "lock"}
     assert {p.name for p in run.folder.iterdir()} == names
     config = tomllib.loads((run.folder / "config.toml").read_text(encoding="utf-8"))
     assert train.Recipe.from_dict(config["recipe"]) == SMALL and config["model"]["width"] == 48

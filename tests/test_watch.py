@@ -2,18 +2,29 @@
 
 import contextlib
 import io
+import os
 import re
 import struct
 import sys
 import types
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from made_up_runs import CONFIG, RECIPE, TEST, age, epochs, make_run, write_metrics
+from made_up_runs import CONFIG, IN_PROGRESS, RECIPE, TEST, epochs, images, make_run, write_metrics
+from matplotlib.text import Text
 
-from tinyvit import viz
+from tinyvit import train, viz
 from tinyvit.cli import main, tensorboard, watching
-from tinyvit.train import CheckpointError, runs
+from tinyvit.train import CheckpointError, checkpoint, runs
+from tinyvit.train.folder import only_one
 from tinyvit.train.runs import follow, read_run
+
+
+@pytest.fixture(autouse=True)
+def all_runs_end():
+    yield
+    IN_PROGRESS.close()
 
 
 @pytest.fixture
@@ -82,12 +93,53 @@ def test_a_damaged_configuration_is_one_sentence(text, what, tmp_path):
 
 
 def test_a_run_that_was_stopped_and_goes_on_again(tmp_path):
-    """Protects: the picture that Ctrl-C leaves means an end only as long as nothing is written after it."""
+    """Protects: in progress is a run as long as a process trains in its folder, and no second longer."""
     folder = make_run(tmp_path / "run", epochs(3), stopped=True)
     assert read_run(folder).state == "stopped"
-    age(folder, 5)
-    write_metrics(folder, epochs(2))
-    assert read_run(folder).state == "running"
+    with only_one(folder):
+        assert read_run(folder).state == "running"
+    assert read_run(folder).state == "stopped"
+
+
+def test_an_error_ends_a_run(tmp_path):
+    """Protects: nobody waits for a run whose loss is not a number."""
+    with pytest.raises(train.TrainingError, match="training stopped"):
+        train.fit(replace(RECIPE, lr=1e8, clip=0.0), images(), tmp_path / "run", say=lambda line: None, bar=False)
+    assert read_run(tmp_path / "run").state == "stopped"
+
+
+def test_epochs_come_in_order(tmp_path):
+    """Protects: what two processes have written counts as damage, not as twice as many epochs."""
+    folder = make_run(tmp_path / "run", [])
+    one, two, three = epochs(3)
+    write_metrics(folder, [one, two, two, three])
+    with pytest.raises(CheckpointError, match="damaged in line 3: epoch 2 stands after epoch 2"):
+        read_run(folder)
+    write_metrics(folder, [one, three])
+    run = read_run(folder)
+    assert run.epochs_done == 3 and run.after(1) == run.after(2) == [three]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="simulates Windows")
+def test_a_file_that_is_being_renamed_is_read_again(tmp_path, monkeypatch):
+    """Protects: on Windows both metrics.jsonl and config.toml refuse to be read for the moment in which they are
+    replaced."""
+    folder = make_run(tmp_path / "run", epochs(2), TEST)
+    refused = []
+
+    def at_first_refused(read):
+        def reading(path, *arguments):
+            if path not in refused:
+                refused.append(path)
+                raise PermissionError
+            return read(path, *arguments)
+
+        return reading
+
+    monkeypatch.setattr(checkpoint, "os", types.SimpleNamespace(name="nt"))
+    for name in ("read_bytes", "read_text"):
+        monkeypatch.setattr(Path, name, at_first_refused(getattr(Path, name)))
+    assert read_run(folder).epochs_done == 2 and len(refused) == 2
 
 
 def test_follow_from_before_the_beginning_over_a_resumed_run_to_the_end(tmp_path, meanwhile):
@@ -110,13 +162,21 @@ def test_follow_from_before_the_beginning_over_a_resumed_run_to_the_end(tmp_path
 
 def test_follow_ends_when_nobody_trains_any_longer(tmp_path, meanwhile):
     folder = make_run(tmp_path / "run", epochs(2))
-    meanwhile += [lambda: age(folder, 100), lambda: age(folder, 300)]
+    meanwhile += [lambda: None, IN_PROGRESS.close]
     assert [run.state for run in follow(folder)] == ["running", "stopped"]
+
+
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl"])
+def test_follow_does_not_wait_for_what_is_damaged(name, tmp_path, meanwhile):
+    folder = make_run(tmp_path / "run", epochs(2))
+    (folder / name).write_text("nonsense\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        list(follow(folder))
 
 
 def test_follow_ends_where_the_folder_goes_away(tmp_path, meanwhile):
     folder = make_run(tmp_path / "run", epochs(2))
-    meanwhile.append(lambda: folder.rename(tmp_path / "elsewhere"))
+    meanwhile.append(lambda: (IN_PROGRESS.close(), folder.rename(tmp_path / "elsewhere")))
     with pytest.raises(CheckpointError, match="there is no run's folder"):
         list(follow(folder))
 
@@ -286,6 +346,29 @@ def test_live_curves_of_another_process(tmp_path, shown, meanwhile):
     viz.live(folder).wait()
     [figures] = shown
     assert [figure.get_suptitle()[-13:] for figure in figures[1:]] == ["after epoch 1", "after epoch 2"]
+
+
+def test_live_does_not_wait_for_what_is_damaged(tmp_path, shown, meanwhile):
+    folder = make_run(tmp_path / "run", epochs(1))
+    (folder / "metrics.jsonl").write_text("nonsense\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="damaged in line 1"):
+        viz.live(folder).wait()
+
+
+def test_live_says_what_is_damaged_and_lets_training_go_on(tmp_path, shown):
+    folder = make_run(tmp_path / "run", epochs(1))
+    (folder / "metrics.jsonl").write_text("nonsense\n", encoding="utf-8")
+    with viz.live(folder, every=60):
+        pass
+    [figures] = shown
+    assert "damaged in line 1" in " ".join(text.get_text() for text in figures[-1].findobj(Text))
+
+
+def test_live_outside_of_a_notebook(tmp_path, shown, monkeypatch):
+    """Protects: IPython's `display` returns nothing in a plain program."""
+    monkeypatch.setattr(sys.modules["IPython.display"], "display", lambda figure, display_id: None)
+    with viz.live(make_run(tmp_path / "run", epochs(1), TEST)):
+        pass
 
 
 def test_live_lets_the_errors_of_training_through(tmp_path, shown):

@@ -13,7 +13,8 @@ import warnings
 
 def main():
     """Run `tinyvit` on sys.argv and return its exit code. The package is imported here, because that takes a moment in
-    which Ctrl-C must be as quiet as later."""
+    which Ctrl-C must be as quiet as later. (So it is for `run.py`, which starts this file. The installed command
+    imports the package before this module; a Ctrl-C in that half second is answered by Python, with its traceback.)"""
     try:
         with _patient_output(), warnings.catch_warnings():
             warnings.showwarning = _one_line

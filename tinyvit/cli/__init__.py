@@ -1,13 +1,19 @@
-"""The `tinyvit` command: train, finetune, eval, predict, figures, info, data, bench.
+"""The `tinyvit` command: train, finetune, eval, predict, figures, watch, report, compare, recipes, info, data, bench.
 
 A user's mistake gets one line and exit code 2 (the words of the command) or 1 (the world: data, disk, checkpoint); a
 traceback here would be our mistake. `words.py` lists the commands with their options; a command's own work stands in
 the file that it is called from there.
 """
 
+import itertools
+import os
+
 from tinyvit import data, train
 from tinyvit.cli.shared import Mistake, complain
 from tinyvit.cli.words import parser
+from tinyvit.train.ranks import LAUNCHERS, job, launched
+
+TOGETHER = ("train", "finetune")  # the commands that the ranks of a job carry out together
 
 
 def main(arguments=None):
@@ -15,8 +21,13 @@ def main(arguments=None):
     130 interrupted, 143 terminated."""
     options = parser().parse_args(arguments)
     command = f"tinyvit {options.command}"
+    if options.command not in TOGETHER:
+        if launched()[0] > 0:
+            return 0
+        for name in itertools.chain(*LAUNCHERS):  # rank 0 does it as a process of its own
+            os.environ.pop(name, None)
     try:
-        with train.job().together():
+        with job().together():
             return options.run(options) or 0
     except Mistake as error:
         return complain(f"{command}: {error}", 2)

@@ -1,5 +1,6 @@
 """`tinyvit compare`: runs side by side in the terminal, as a page and as a picture."""
 
+import glob
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def run_compare(options):
     from tinyvit import viz
     from tinyvit.viz.compare import other_data, spread, table
 
-    folders = list(dict.fromkeys(options.runs))
+    folders = named(options.runs)
     if len(folders) < 2:
         raise Mistake("needs two runs or more to compare, each named once")
     records, failed = [], 0
@@ -38,6 +39,12 @@ def run_compare(options):
         viz.save(viz.compare(records, names), out / "compare.png")
         print(f"{out / 'compare.html'}\n{out / 'compare.png'}")
     return failed
+
+
+def named(words):
+    """The folders that the words name, each once. Windows' shells leave it to the command to see what * stands for."""
+    paths = [path for word in words for path in ([] if Path(word).exists() else sorted(glob.glob(word))) or [word]]
+    return list({Path(path).resolve(): path for path in paths}.values())
 
 
 def short(paths):

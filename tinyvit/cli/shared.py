@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyvit import data, train
+from tinyvit import data
+from tinyvit.train.ranks import job, launched
 
 
 class Mistake(Exception):
@@ -16,7 +17,7 @@ class Mistake(Exception):
 
 def complain(text, code=None):
     """Say it on stderr; returns `code`. Under mpiexec rank 0 says it for all."""
-    if train.launched()[0] == 0:
+    if launched()[0] == 0:
         print(text, file=sys.stderr)
     return code
 
@@ -25,7 +26,7 @@ def load_data(name, image_size=0):
     """The data set of that name, or folder of images; resized if `image_size` is not 0."""
     misused = name not in data.NAMES and not Path(name).is_dir()
     try:
-        with train.job().in_turn():
+        with job().in_turn():
             return data.load(name, image_size=image_size or None)
     except data.DataError as error:
         raise (Mistake(error) if misused else error) from None

@@ -33,7 +33,7 @@ class Events:
             # From `purge_step` on, what earlier files say is void. Files are named by the second; two may share one.
             suffix = f".{time.time_ns()}"
             self.writer = self.make(str(self.folder / name), purge_step=self.done + 1, filename_suffix=suffix)
-        for row in record.history[self.done :]:
+        for row in record.after(self.done):
             self._add(row, row["epoch"], record.started + row.get("seconds", 0.0))
         if record.test:
             self._add(record.test, done, record.started + record.seconds)

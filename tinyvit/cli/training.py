@@ -9,6 +9,8 @@ from tinyvit import data, train
 from tinyvit.cli.reporting import PAGE, write_report
 from tinyvit.cli.shared import Mistake, caption, complain, in_turn, load_data
 from tinyvit.data.dataset import normalise
+from tinyvit.train.ranks import job
+from tinyvit.train.recipes import FILES, KNOWN
 
 
 def run_train(options):
@@ -24,7 +26,7 @@ def run_train(options):
         train.loop.configure(recipe, dataset)
     except ValueError as error:
         raise Mistake(f"{error}{_other_size(recipe, h, w)}") from None
-    out = options.out or train.job().once(train.new_folder, recipe.data)
+    out = options.out or job().once(train.new_folder, recipe.data)
     run = train.fit(recipe, dataset, out, threads=options.threads)
     return finish("train", run, dataset)
 
@@ -36,18 +38,25 @@ def go_on(options):
     if others:
         words = ", ".join("DATA" if name == "data" else f"--{name.replace('_', '-')}" for name in others)
         raise Mistake(f"--resume goes on with the run as it began, and takes --threads only; got {words}")
-    saved = train.job().once(train.read_saved, options.resume)
+    if not options.resume:
+        raise Mistake("--resume needs the run's folder")
+    folder = Path(options.resume)
+    if folder.name == train.CHECKPOINT:  # which other commands take for the run, too
+        folder = folder.parent
+    saved = job().once(train.read_saved, folder)
     name = saved.recipe.data
     if name not in data.NAMES and not Path(name).is_dir():
         raise data.DataError(f"the run was begun on {name}, which is not here; put it back there")
     dataset = saved.prepared(load_data(name, saved.recipe.image_size))
-    return finish("train", train.resume(options.resume, dataset, threads=options.threads), dataset)
+    return finish("train", train.resume(folder, dataset, threads=options.threads), dataset)
 
 
 def known_recipe(options):
     """The recipe that the options name, or else the one of the package for their data."""
     recipe = named_recipe(options.recipe) if getattr(options, "recipe", None) else None
     name = options.data or (recipe.data if recipe else "digits")
+    if not name:
+        raise Mistake("this recipe is for any folder of images: tinyvit train FOLDER --recipe …")
     if name in data.NAMES:
         return replace(recipe or train.RECIPES[name], data=name)
     folder = str(Path(name).resolve())  # `eval` may be called from elsewhere
@@ -58,18 +67,19 @@ def known_recipe(options):
 
 def named_recipe(name):
     """The recipe of that name, or of that file."""
-    if name in train.RECIPES:
-        return train.RECIPES[name]
+    if name in KNOWN:
+        return KNOWN[name][0]
     try:
         return train.read_recipe(name)[0]
     except train.RecipeError as error:
-        raise Mistake(f"{error}; the package has {', '.join(train.RECIPES)}") from None
+        raise Mistake(f"{error}; the package has {', '.join(KNOWN)}") from None
 
 
 def run_recipes(options):
-    """Each recipe, where its file is, and what it was measured to reach."""
-    for name in train.RECIPES:
-        print(f"{name:<16}{train.PROMISES.get(name, 'not measured')}\n{'':<16}{train.recipes.FILES[name]}")
+    """Each recipe, what it was measured to reach, and how to see the same."""
+    for name, (_, promise) in KNOWN.items():
+        print(f"{name:<16}" + (f"{promise}\n{'':<16}{promise.command}" if promise else "not measured"))
+    print(f"files to begin your own from: {FILES['digits'].parent}")
 
 
 def changed(recipe, options):
@@ -82,9 +92,13 @@ def changed(recipe, options):
 
 
 def finish(command, run, dataset):
-    """Draw the run's pictures, say how it went; returns the exit code. Of several ranks one does."""
-    if train.job().rank > 0:
-        return 128 + run.interrupted if run.interrupted else 0
+    """Say how the run went, draw its pictures; returns the exit code. Of several ranks one does."""
+    code = 128 + run.interrupted if run.interrupted else 0
+    if job().rank > 0:
+        return code
+    if not run.interrupted:  # said first: drawing takes seconds, in which the process may be killed
+        print(f"trained in {run.seconds:.0f} s")
+        print(f"test accuracy {100 * run.test_accuracy:.2f} %")
     try:
         draw(run, dataset)
     except (Exception, KeyboardInterrupt) as error:  # of whatever drawing dies, the result is told
@@ -92,13 +106,8 @@ def finish(command, run, dataset):
     pictures = ", ".join(sorted(path.name for path in run.folder.glob("*.png"))) or "none"
     if (run.folder / PAGE).exists():
         pictures += f"; all of it: {PAGE}"
-    if run.interrupted:
-        print(f"run folder: {run.folder}  ({pictures})")
-        return 128 + run.interrupted
-    print(f"trained in {run.seconds:.0f} s; pictures: {pictures}")
-    print(f"test accuracy {100 * run.test_accuracy:.2f} %")
-    print(f"run folder: {run.folder}")
-    return 0
+    print(f"run folder: {run.folder}  ({pictures})")
+    return code
 
 
 def draw(run, dataset):

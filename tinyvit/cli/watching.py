@@ -10,6 +10,7 @@ import sys
 
 from tinyvit.cli.shared import complain
 from tinyvit.cli.tensorboard import Events
+from tinyvit.train.folder import command_to_resume
 from tinyvit.train.runs import follow
 
 CURVES = (("accuracy", "validation_accuracy"), ("loss", "validation_loss"))
@@ -30,8 +31,7 @@ def run_watch(options):
         if events:
             events.close()
     if record.state == "stopped":
-        folder = f'"{record.folder}"' if " " in str(record.folder) else record.folder
-        return complain(f"the run has {record.progress()}; tinyvit train --resume {folder} lets it go on", 1)
+        return complain(f"the run has {record.progress()}; {command_to_resume(record.folder)} lets it go on", 1)
     print(f"test accuracy {100 * record.test['test_accuracy']:.2f} %")
     return 0
 
@@ -55,7 +55,7 @@ class Lines:
             self.done = 0
         if record.epochs_done < self.done:
             self.say(f"resumed after epoch {record.epochs_done}")
-        for row in record.history[min(self.done, record.epochs_done) :]:
+        for row in record.after(min(self.done, record.epochs_done)):
             speed = f"  {row['images_per_second']:,.0f} images/s" if "images_per_second" in row else ""
             self.say(
                 f"epoch {row['epoch']:3d}/{record.recipe.epochs}  loss {row['loss']:.3f}  "

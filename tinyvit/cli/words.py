@@ -45,7 +45,10 @@ def parser():
     sub.add_argument("data", nargs="?", help=f"{', '.join(data.NAMES)}, or a folder of images (digits)")
     add = sub.add_argument
     add("--resume", metavar="RUN", help="go on with the run in that folder; takes no other option but --threads")
-    add("--recipe", metavar="NAME", help="in place of the data's own: a name that `tinyvit recipes` lists, or a file")
+    add(
+        "--recipe", metavar="NAME",
+        help="in place of the data's own: a name that `tinyvit recipes` lists, or a file; DATA goes before its data",
+    )  # fmt: skip
     add("--preset", choices=tinyvit.PRESETS, metavar="NAME", help="model: " + ", ".join(tinyvit.PRESETS))
     add("--patch", type=int, help="patch size in pixels (a hybrid's: of its feature map)")
     add("--image-size", type=int, help="resize the images to this side")

@@ -10,13 +10,12 @@ from tinyvit.train.loop import Run, evaluate, fit, resume
 from tinyvit.train.pretrain import pretrain, save_pretrained
 from tinyvit.train.probe import Probe, linear_probe
 from tinyvit.train.progress import read_saved
-from tinyvit.train.ranks import job, launched
 from tinyvit.train.recipes import FOLDER_RECIPE, PROMISES, RECIPES, Recipe, RecipeError, read_recipe
 from tinyvit.train.shards import Shards, available_cores, classify, one_blas_thread
 
 __all__ = [
     "Average", "BEST", "CHECKPOINT", "CheckpointError", "FINETUNING", "FOLDER_RECIPE", "PROMISES", "Probe", "RECIPES",
     "Recipe", "RecipeError", "Run", "Shards", "TrainingError", "available_cores", "begin", "classify", "evaluate",
-    "finetune", "finetuning_recipe", "fit", "job", "launched", "linear_probe", "new_folder", "one_blas_thread",
+    "finetune", "finetuning_recipe", "fit", "linear_probe", "new_folder", "one_blas_thread",
     "pretrain", "read_recipe", "read_saved", "resume", "save_pretrained",
 ]  # fmt: skip

@@ -45,8 +45,9 @@ def write_atomically(path, content):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # without it, a power cut can leave the new name with no content
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-        _replace(temporary, path)
+        with contextlib.suppress(OSError):  # not each file system has permissions
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        patiently(os.replace, temporary, path)
     except BaseException as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -55,19 +56,21 @@ def write_atomically(path, content):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     if os.name == "posix":  # the rename itself is data of the folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with contextlib.suppress(OSError):  # which some network file systems do not force to the disk when asked
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
-def _replace(new, path, patience=2.0):
-    """`os.replace`. Windows refuses it while another program, such as a virus scanner, has the file open: then wait."""
+def patiently(act, *arguments, patience=2.0):
+    """act(*arguments), which renames or reads a file. Windows refuses it while another program has the file open, such
+    as a virus scanner, or renames it: then it is tried again for so many seconds."""
     end = time.monotonic() + (patience if os.name == "nt" else 0)
     while True:
         try:
-            return os.replace(new, path)
+            return act(*arguments)
         except PermissionError:
             if time.monotonic() >= end:
                 raise

@@ -4,14 +4,17 @@
     metrics.jsonl            a line for each epoch, the last one for the test
     checkpoint.safetensors   the run as it is now: all that it takes to use the model, and to go on
     best.safetensors         the same, after the epoch that did best on the validation images
+    lock                     empty; locked by the process that trains here, as long as it does
 
 Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import contextlib
 import hashlib
-import json
+import os
 import platform
+import re
+import time
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +27,21 @@ from tinyvit.kernels.backend import numba
 from tinyvit.models import to_dict
 from tinyvit.train import checkpoint
 
+CONFIG = "config.toml"
 CHECKPOINT = "checkpoint.safetensors"
 BEST = "best.safetensors"
-METRICS = "metrics.jsonl"
+LOCK = "lock"
+
+if os.name == "nt":
+    import msvcrt
+
+    def _lock(file, shared=False):
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(file, shared=False):
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 class TrainingError(Exception):
@@ -57,9 +72,50 @@ def empty_folder(folder):
     return folder
 
 
+@contextlib.contextmanager
+def only_one(folder, patience=0.5):
+    """One process at a time trains in a folder; two would write their metrics among each other's. The lock is the
+    system's, which lets go of it when the process ends, however it does; so nothing stale can stay.
+
+    Raises TrainingError where another process holds it for longer than so many seconds: `being_trained` does for less
+    than one. Where there are no locks (some network file systems), or no file can be made, it is done without.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            file, end = held.enter_context(open(Path(folder) / LOCK, "a")), time.monotonic() + patience
+            while True:
+                try:
+                    _lock(file)
+                    break
+                except (BlockingIOError, PermissionError):  # Windows' word for it is the second
+                    if time.monotonic() > end:
+                        raise TrainingError(
+                            f"another process is training in {folder}; wait for its end, or stop it"
+                        ) from None
+                    time.sleep(0.02)
+        yield
+
+
+def being_trained(folder):
+    """Whether a process holds the folder's lock; where the file system has none, nobody knows, and it is assumed."""
+    try:
+        with open(Path(folder) / LOCK, "rb") as file:
+            _lock(file, shared=True)
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def quoted(path):
+    """A path as a word of a command: in quotation marks where it has blanks, or else what a shell takes for its own."""
+    return str(path) if re.fullmatch(r"[\w./\\:~+-]+", str(path)) else f'"{path}"'
+
+
 def command_to_resume(folder):
     """What to type to go on with a run."""
-    return f'tinyvit train --resume "{folder}"' if " " in str(folder) else f"tinyvit train --resume {folder}"
+    return f"tinyvit train --resume {quoted(folder)}"
 
 
 @contextlib.contextmanager
@@ -79,18 +135,22 @@ def write_config(folder, recipe, config, dataset, origin=None):
         classes=list(dataset.classes), mean=list(dataset.mean), std=list(dataset.std),
         **({"origin": origin} if origin else {}), machine=machine(),
     )  # fmt: skip
-    checkpoint.write_atomically(folder / "config.toml", tomli_w.dumps(about).encode())
+    checkpoint.write_atomically(folder / CONFIG, tomli_w.dumps(about).encode())
     return about
 
 
 def edited(folder, about):
-    """A line for whoever has changed the recipe in config.toml, which is there to be read; else ""."""
+    """A line for whoever has changed the recipe in config.toml, which is there to be read; else "". Where the file is
+    missing it is written anew, from what the checkpoint says the run is a function of."""
     try:
-        recipe = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))["recipe"]
+        recipe = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["recipe"]
         names = [name for name, value in about["recipe"].items() if recipe.get(name) != value]
-    except (OSError, ValueError, KeyError, AttributeError):  # not there, or no longer what it was
+    except FileNotFoundError:
+        checkpoint.write_atomically(folder / CONFIG, tomli_w.dumps(about).encode())
+        return f"{CONFIG} was missing; written anew, as the checkpoint has it"
+    except (OSError, ValueError, KeyError, AttributeError):  # no longer what it was
         names = ["all of it"]
-    what = f"config.toml is not what it was ({', '.join(names)}), which changes nothing"
+    what = f"{CONFIG} is not what it was ({', '.join(names)}), which changes nothing"
     return f"{what}: a run goes on by the recipe in its checkpoint" if names else ""
 
 
@@ -122,32 +182,3 @@ def save_model(path, model, about, progress, state=()):
     """
     tensors = {f"model.{name}": p.data for name, p in model.named_parameters()} | dict(state)
     checkpoint.save(path, tensors, about | progress)
-
-
-def log(folder, row):
-    """Add a line to metrics.jsonl."""
-    with open(folder / METRICS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
-
-
-def read_metrics(folder):
-    """The rows of metrics.jsonl: a dict for each epoch, and one with test_accuracy at the end of a finished run. A line
-    that a kill or a full disk has torn ends the list; where there is no file it is empty."""
-    rows = []
-    try:
-        lines = (Path(folder) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        lines = []
-    for line in lines:
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            break
-    return rows
-
-
-def cut_back(folder, epochs):
-    """Take out of metrics.jsonl what comes after so many epochs; returns the rows that stay."""
-    rows = [row for row in read_metrics(folder) if row.get("epoch", epochs + 1) <= epochs]
-    checkpoint.write_atomically(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return rows

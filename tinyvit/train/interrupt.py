@@ -1,7 +1,9 @@
 """Being stopped: a signal is taken between two steps, so that the checkpoint written then is of one moment.
 
 Ctrl-C is SIGINT; SIGTERM is what `kill`, a shutdown and a cluster's scheduler send before they lose patience and send
-SIGKILL. That one cannot be caught: against it helps only the checkpoint that is there already.
+SIGKILL. That one cannot be caught: against it helps only the checkpoint that is there already. SIGHUP comes when the
+terminal is closed or ssh loses its connection, unless the run was started with `nohup`; Windows' word for much of this
+is SIGBREAK.
 
 Chapter of the course: notebooks/07-training.ipynb.
 """
@@ -11,9 +13,11 @@ import signal
 import sys
 import threading
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+
 
 class Interrupt(contextlib.AbstractContextManager):
-    """Turns the first SIGINT or SIGTERM into its number, `asked`, which is 0 until then; the second acts as usual.
+    """Turns the first of SIGNALS into its number, `asked`, which is 0 until then; the second acts as usual.
     `aloud` says so."""
 
     def __init__(self, aloud=True):
@@ -22,13 +26,15 @@ class Interrupt(contextlib.AbstractContextManager):
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
+                if signal.Signals(number).name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup
                 self.before[number] = signal.signal(number, self._handle) or signal.SIG_DFL
         return self
 
     def _handle(self, number, _):
         self.hear(int(number))
-        with contextlib.suppress(RuntimeError):  # the signal may come in the middle of another print
+        with contextlib.suppress(RuntimeError, OSError):  # it may come in the middle of a print, or with no terminal
             again = "Ctrl-C again" if number == signal.SIGINT else "a second signal"
             if self.aloud:
                 print(f"\nfinishing this step; {again} stops at once", file=sys.stderr, flush=True)

@@ -34,15 +34,15 @@ from tinyvit.train.folder import (
     CHECKPOINT,
     TrainingError,
     command_to_resume,
-    cut_back,
     edited,
     empty_folder,
-    log,
     machine,
+    only_one,
     save_model,
     way_on,
     write_config,
 )
+from tinyvit.train.metrics import METRICS, cut_back, log
 from tinyvit.train.progress import Progress, read_saved
 from tinyvit.train.ranks import job
 from tinyvit.train.shards import cut
@@ -161,12 +161,14 @@ def fit(
     model = model or build(configure(recipe, dataset), recipe.seed)
     job().check(recipe, dataset, model)
     folder = job().once(empty_folder, folder)
-    about = job().once(write_config, folder, recipe, model.config, dataset, origin)
-    loop = Loop(recipe, dataset, model, folder, about, Progress())
-    with job().together():
-        loop.save(CHECKPOINT)
-        with way_on(folder):
-            return loop.run([], threads, say, bar, save_every)
+    with contextlib.ExitStack() as held:
+        job().once(held.enter_context, only_one(folder))
+        about = job().once(write_config, folder, recipe, model.config, dataset, origin)
+        loop = Loop(recipe, dataset, model, folder, about, Progress())
+        with job().together():
+            loop.save(CHECKPOINT)
+            with way_on(folder):
+                return loop.run([], threads, say, bar, save_every)
 
 
 def resume(folder, dataset, *, threads=None, say=print, bar=None, save_every=60):
@@ -176,31 +178,42 @@ def resume(folder, dataset, *, threads=None, say=print, bar=None, save_every=60)
     A finished run is tested again, and nothing else. Other arguments and the Run that is returned are those of `fit`.
     Raises CheckpointError where there is nothing to go on with, DataError for other data, and what `fit` raises.
     """
-    saved = job().once(read_saved, folder)
-    recipe, about, now = saved.recipe, saved.about, saved.progress
-    dataset = saved.prepared(dataset)
+    with contextlib.ExitStack() as held:
+        job().once(held.enter_context, only_one(folder))
+        saved = job().once(read_saved, folder)
+        recipe, now, say = saved.recipe, saved.progress, job().voice(say)
+        loop = restored(saved, saved.prepared(dataset))
+        with job().together(), way_on(saved.folder):
+            if saved.note:
+                loop.save(CHECKPOINT)  # in place of the damaged one
+            lines = saved.note, job().once(edited, saved.folder, saved.about), other_machine(saved.about["machine"])
+            for line in filter(None, lines):
+                say(line)
+            history = job().once(cut_back, saved.folder, now.epochs_done)
+            if lost := now.epochs_done - len(history):
+                say(f"{METRICS} has no good line for {lost} of {now.epochs_done} epochs; the model has lost nothing")
+            if now.epochs_done == recipe.epochs:
+                say(f"{folder} is finished, all {recipe.epochs} epochs are done; testing again")
+            else:
+                say(f"going on after step {now.steps_done}, in epoch {now.epochs_done + 1} of {recipe.epochs}")
+            return loop.run(history, threads, say, bar, save_every)
+
+
+def restored(saved, dataset):
+    """The Loop of a Saved, as it was when it was saved. Raises CheckpointError where its parts do not fit."""
+    recipe, about = saved.recipe, saved.about
     try:
         model = build(check_memory(from_dict(about["model"]), recipe.batch_size))
         model.load_state_dict(saved.part("model."))
-        loop = Loop(recipe, dataset, model, saved.folder, about | {"machine": machine()}, now)
+        loop = Loop(recipe, dataset, model, saved.folder, about | {"machine": machine()}, saved.progress)
         loop.optimizer.load_state_dict(saved.part("optimizer."))
         if loop.average:  # which is what the file calls the model, and what Loop began its own with
             model.load_state_dict(saved.part("training."))
     except (KeyError, TypeError, ValueError) as error:
         first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of what may be a list of all weights
-        raise CheckpointError(f"{folder}: weights and configuration do not fit: {first}") from None
+        raise CheckpointError(f"{saved.folder}: weights and configuration do not fit: {first}") from None
     job().check(recipe, dataset, model)
-    say = job().voice(say)
-    for line in filter(None, (saved.note, job().once(edited, saved.folder, about), other_machine(about["machine"]))):
-        say(line)
-    if now.epochs_done == recipe.epochs:
-        say(f"{folder} is finished, all {recipe.epochs} epochs are done; testing again")
-    else:
-        say(f"going on after step {now.steps_done}, in epoch {now.epochs_done + 1} of {recipe.epochs}")
-    with job().together(), way_on(saved.folder):
-        if saved.note:
-            loop.save(CHECKPOINT)  # in place of the damaged one
-        return loop.run(job().once(cut_back, saved.folder, now.epochs_done), threads, say, bar, save_every)
+    return loop
 
 
 def other_machine(before):
@@ -231,7 +244,7 @@ class Loop:
             f"{len(data.test):,} test; {describe(self.model)}"
         )
         if job().size > 1:
-            say(f"{job().size} ranks; where one dies, all do. Then: tinyvit train --resume {self.folder}")
+            say(f"{job().size} ranks; where one dies, all do. Then: {command_to_resume(self.folder)}")
         job().voice(kernels.announce_compilation)()
         bar = progress_bar(recipe.epochs * len(data.train), bar, now.epochs_done * len(data.train) + now.seen)
         with job().interrupt() as interrupt, self.workers(threads, interrupt) as shards, bar:
@@ -290,7 +303,8 @@ class Loop:
             if interrupt.asked:
                 return None
         seconds = time.perf_counter() - start
-        job().level(self.optimizer.flat.values)
+        for values in self.weights():
+            job().level(values)
         with self.average or contextlib.nullcontext():
             accuracy, loss, _ = evaluate(self.model, data.validation, data.mean, data.std, shards.map)
         if not math.isfinite(loss):
@@ -321,10 +335,13 @@ class Loop:
         kept = self.folder / CHECKPOINT
         return f"training stopped: {what}. The last good checkpoint is kept: {kept}. Begin anew with {advice}."
 
+    def weights(self):
+        """Arrays: those that are trained, and where there is an average its own."""
+        return [self.optimizer.flat.values, *(self.average.averages if self.average else ())]
+
     def check_finite(self):
         """Raises TrainingError before weights that are lost get into a checkpoint."""
-        weights = [self.optimizer.flat.values, *(self.average.averages if self.average else ())]
-        if not all(np.isfinite(values).all() for values in weights):
+        if not all(np.isfinite(values).all() for values in self.weights()):
             raise TrainingError(self.diverged(f"weights that are not finite after step {self.progress.steps_done}"))
 
     def seconds(self):

@@ -63,7 +63,8 @@ class Progress:
 
 @dataclass
 class Saved:
-    """A run as its checkpoint has it: the folder, the recipe, how far it is; the file's arrays, and what else it says.
+    """A run as its checkpoint has it: the folder, the recipe, how far it is; the file's arrays, and what it is a
+    function of, as in config.toml.
 
     `note` is empty, or says why the file was not the last checkpoint.
     """
@@ -119,4 +120,4 @@ def read_saved(folder):
         recipe = Recipe.from_dict(about["recipe"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds a recipe that cannot be: {error}") from None
-    return Saved(folder, recipe, Progress(**{name: about[name] for name in names}), tensors, about, note)
+    return Saved(folder, recipe, Progress(**{name: about.pop(name) for name in names}), tensors, about, note)

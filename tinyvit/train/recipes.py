@@ -4,7 +4,8 @@ A run is reproducible when it is a function of its recipe and the data, and of n
 in a loop, no machine's core count. The recipe is written into the run's folder and into its checkpoint.
 
 `tinyvit/recipes/` holds those that come with the package, a TOML file each: [recipe] what to do, [promise] what came of
-it, where that was measured. Your own is a file of the same form, for `tinyvit train --recipe FILE`.
+it, where that was measured. Your own is a file of the same form, for `tinyvit train --recipe FILE`. It must name what
+has no value good for all data (NAMED); what else it does not name is as in `Recipe`.
 
 Chapter of the course: notebooks/07-training.ipynb.
 """
@@ -13,7 +14,7 @@ import math
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 
 from tinyvit.data import AUGMENTS
 from tinyvit.models import PRESETS
@@ -75,7 +76,7 @@ class Recipe:
     def __post_init__(self):
         for name, least in dict(epochs=0, batch_size=1, shards=1, seed=0, patch=0, image_size=0, rand_ops=0).items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if type(value) is not int or value < least:  # True is an int, too
                 raise ValueError(f"{name} must be a whole number from {least} up, got {value!r}")
         for names, holds, must in (
             (
@@ -88,11 +89,14 @@ class Recipe:
         ):
             for name in names:
                 value = getattr(self, name)
-                if not isinstance(value, int | float) or not holds(value):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
                     raise ValueError(f"{name} must be a {must}, got {value!r}")
         for name, known in dict(preset=PRESETS, augment=AUGMENTS, optimizer=("adamw", "sgd")).items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if not isinstance(self.data, str):
+            raise ValueError(f"data must be a text, got {self.data!r}")
 
     @classmethod
     def from_dict(cls, values):
@@ -104,12 +108,15 @@ class Recipe:
         return cls(**values)
 
 
+NAMED = ("data", "preset", "epochs", "batch_size", "lr", "warmup", "weight_decay", "augment")  # by each recipe's file
+
+
 @dataclass(frozen=True)
 class Promise:
     """What a recipe reached when it was measured.
 
     accuracy: of the test images, in percent, a number for each seed. The test images were looked at once for each;
-        choices were made on validation images.
+        choices were made on validation images. "±" is the standard deviation of the sample (n - 1).
     minutes: of training, on two cores.
     command: what to type to see the same.
     data: where the data are not the official ones, what they are.
@@ -129,13 +136,19 @@ class Promise:
         accuracy = values["accuracy"]
         if not isinstance(accuracy, list) or not accuracy or not all(isinstance(x, float) for x in accuracy):
             raise ValueError(f"accuracy must be a list, a percentage for each seed, got {accuracy!r}")
+        if type(values["minutes"]) not in (int, float):
+            raise ValueError(f"minutes must be a number, got {values['minutes']!r}")
+        for name in sorted(set(values) & {"command", "data"}):
+            if not isinstance(values[name], str):
+                raise ValueError(f"{name} must be a text, got {values[name]!r}")
         return cls(**(values | {"accuracy": tuple(accuracy)}))
 
     def __str__(self):
-        spread = f" ± {pstdev(self.accuracy):.2f}" if len(self.accuracy) > 1 else ""
+        spread = f" ± {stdev(self.accuracy):.2f}" if len(self.accuracy) > 1 else ""
         seeds = f"{len(self.accuracy)} seeds" if len(self.accuracy) > 1 else "1 seed"
         of = f" of {self.data}" if self.data else ""
-        return f"{mean(self.accuracy):.2f}{spread} %{of}, {seeds}, {self.minutes:g} minutes"
+        time = f"{self.minutes:g} minutes" if self.minutes >= 1 else f"{60 * self.minutes:.0f} s"
+        return f"{mean(self.accuracy):.2f}{spread} %{of}, {seeds}, {time}"
 
 
 class RecipeError(Exception):
@@ -145,16 +158,17 @@ class RecipeError(Exception):
 def read_recipe(path):
     """(Recipe, Promise or None) from a TOML file. Raises RecipeError that says what is wrong with it."""
     try:
-        with open(path, "rb") as file:
-            tables = tomllib.load(file)
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows' editors may begin it with a mark
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {getattr(error, 'strerror', None) or error}") from None
     strange = sorted(set(tables) - {"recipe", "promise"})
-    if "recipe" not in tables or strange:
-        found = ", ".join(f"[{name}]" for name in tables) or "nothing"
-        raise RecipeError(f"{path} must hold a table [recipe], and may hold a [promise]; found {found}")
+    if "recipe" not in tables or strange or not all(isinstance(table, dict) for table in tables.values()):
+        found = ", ".join(f"[{name}]" if isinstance(table, dict) else name for name, table in tables.items())
+        raise RecipeError(f"{path} must hold a table [recipe], and may hold a [promise]; found {found or 'nothing'}")
     try:
         recipe = Recipe.from_dict(tables["recipe"])
+        if missing := [name for name in NAMED if name not in tables["recipe"]]:
+            raise ValueError(f"a recipe's file must name {', '.join(NAMED)}; it lacks {', '.join(missing)}")
         return recipe, Promise.from_dict(tables["promise"]) if "promise" in tables else None
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from None
@@ -162,6 +176,6 @@ def read_recipe(path):
 
 FILES = {path.stem: path for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
 KNOWN = {name: read_recipe(path) for name, path in FILES.items()}
-FOLDER_RECIPE, _ = KNOWN.pop("folder")
-RECIPES = {name: recipe for name, (recipe, _) in KNOWN.items()}
+FOLDER_RECIPE = KNOWN["folder"][0]
+RECIPES = {name: recipe for name, (recipe, _) in KNOWN.items() if recipe.data}
 PROMISES = {name: promise for name, (_, promise) in KNOWN.items() if promise}

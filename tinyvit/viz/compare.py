@@ -54,7 +54,8 @@ def table(records, names):
 
 
 def spread(records):
-    """Mean and standard deviation over runs that differ in their seed alone, a sentence; "" for others."""
+    """Mean and standard deviation (of the sample, as in a recipe's promise) over runs that differ in their seed alone,
+    a sentence; "" for others."""
     if len(records) < 2 or set(differences(records)) != {"seed"} or not all(record.test for record in records):
         return ""
     reached = [100 * record.test["test_accuracy"] for record in records]

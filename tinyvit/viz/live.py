@@ -4,7 +4,7 @@ import threading
 import time
 
 from tinyvit.train.checkpoint import CheckpointError
-from tinyvit.train.runs import read_run
+from tinyvit.train.runs import NotYet, read_run
 from tinyvit.viz.figure import message
 from tinyvit.viz.training import curves
 
@@ -15,7 +15,8 @@ class live:
         with viz.live(folder): train.fit(recipe, dataset, folder)      a run of this notebook
         viz.live(folder).wait()                                        one of another process, until that ends
 
-    It looks every so many seconds, in a thread of its own, and needs IPython, which each notebook has.
+    It looks every so many seconds, in a thread of its own, and needs IPython, which each notebook has. What is damaged
+    is said in place of the curves, and by `wait` raised, a CheckpointError.
     """
 
     def __init__(self, folder, every=1.0):
@@ -29,12 +30,16 @@ class live:
         """Draw what is new; returns whether there may come more."""
         try:
             record = read_run(self.folder)
-        except CheckpointError:  # the run has not begun
+        except NotYet:
             return True
         if record.history != self.drawn:
             self.drawn = record.history
-            self.output.update(curves(record.history))
+            self.show(curves(record.history))
         return record.state == "running"
+
+    def show(self, figure):
+        if self.output:  # outside of a notebook there is none
+            self.output.update(figure)
 
     def wait(self):
         while self.look():
@@ -47,9 +52,15 @@ class live:
 
     def _keep_looking(self):
         while not self.left.wait(self.every):
+            self._look_or_say()
+
+    def _look_or_say(self):
+        try:
             self.look()
+        except CheckpointError as error:  # no reason to stop the training
+            self.show(message(str(error)))
 
     def __exit__(self, *exception):
         self.left.set()
         self.thread.join()
-        self.look()
+        self._look_or_say()

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tinyvit.interpret import confusion
+from tinyvit.train.folder import command_to_resume, quoted
 from tinyvit.viz.figure import BLUE, GREY, ORANGE
 from tinyvit.viz.images import overlay
 from tinyvit.viz.page import (
@@ -280,10 +281,10 @@ def _use(record):
         return f"<pre><code>{html.escape(text, quote=False)}</code></pre>"
 
     folder = str(record.folder)
-    word = f'"{folder}"' if " " in folder else folder
+    word = quoted(folder)
     if record.state == "stopped":
         yield paragraph("Let it go on, as if it had never stopped:")
-        yield code(f"tinyvit train --resume {word}")
+        yield code(command_to_resume(folder))
     if record.state == "running":
         yield paragraph("See the curves grow in a terminal:")
         yield code(f"tinyvit watch {word}")
