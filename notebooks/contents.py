@@ -151,7 +151,9 @@ def with_table(text):
 
 
 def write(path, text):
-    """Write a text file: at every moment the file there is the old one or the new one, whole."""
+    """Write a text file: at every moment the file there is the old one or the new one, whole.
+
+    The package's `write_atomically` does more, and needs NumPy; this must run with Python alone."""
     new = path.with_name(f"{path.name}.new")
     new.write_text(text, encoding="utf-8", newline="\n")
     os.replace(new, path)

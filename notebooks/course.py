@@ -51,6 +51,7 @@ def plain(x):
 
 
 def equal(a, b):
+    """a == b as one bool."""
     try:
         return bool(a == b)
     except (TypeError, ValueError):  # a Tensor or an array in one of them

@@ -5,10 +5,12 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+import tinyvit as tv
 from tinyvit import data
 from tinyvit.cli import main
 
@@ -39,6 +41,17 @@ def test_design_choices():
 def load(name):
     """The functions of an example."""
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def test_design_choices_change_a_line_of_the_recipe_or_the_model():
+    """Protects: a row is trained as it says, whether its change is the recipe's or the configuration's."""
+    example, recipe = load("design_choices"), replace(tv.train.RECIPES["digits"], epochs=1)
+    still, _, parameters, _ = example["run"](recipe, dict(lr=0.0))  # the head stays 0: one class for all images
+    assert still < 0.15
+    moved, _, fewer, _ = example["run"](recipe, dict(lr=0.01, warmup=0.0, positions="none"))
+    assert moved > still and fewer == parameters - 17 * 48
+    fields = vars(recipe) | vars(tv.PRESETS["digits"])
+    assert all(name in fields for rows in example["TABLES"].values() for row in rows.values() for name in row)
 
 
 def test_convolution_from_attention(tmp_path):
