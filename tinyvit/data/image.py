@@ -5,12 +5,13 @@ asked about cropped ones sees shapes that it never saw, and no error says so. He
 to resize, for files and for data sets alike.
 
 It decides once: the whole picture is squashed to the size asked for, as the paper's code does when it tests, so
-that nothing at the edge is lost. (ImageNet's usual test cuts out the centre and keeps the proportions.) What is
-transparent shows white paper.
+that nothing at the edge is lost. What is transparent shows white paper. A model that was trained elsewhere must be shown
+what it was shown there, which a `Preparation` says: ImageNet's usual test keeps the proportions and cuts out the centre.
 """
 
 import contextlib
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +20,48 @@ from tinyvit.data.dataset import Dataset, Split
 GREY = ("1", "L", "I", "F")  # how Pillow's names for one channel of light begin: L, LA, I;16 …
 ORIENTATION = 0x0112  # EXIF: how the camera was held
 SIDEWAYS = (5, 6, 7, 8)
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers for them
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture gets the size that a model reads. Raises ValueError for what cannot be.
+
+    filter: a name among FILTERS, for resizing; all but "nearest" average over the pixels that they merge (antialiased).
+    resize: None squashes the picture to the model's size. A number of pixels gives that to its shortest side, keeping
+        the proportions; (height, width) squashes it to that. Both then cut out the centre.
+    """
+
+    filter: str = "bilinear"
+    resize: int | tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.filter not in FILTERS:
+            raise ValueError(f"pictures are resized by one of {', '.join(FILTERS)}; got {self.filter!r}")
+        for side in () if self.resize is None else np.atleast_1d(self.resize).tolist():
+            if type(side) is not int or not 0 < side <= MOST_SIDE:
+                raise ValueError(f"pictures are resized to sides of 1 to {MOST_SIDE} pixels, got {side!r}")
+
+    def __call__(self, image, size):
+        """The Pillow image with `size` = (width, height)."""
+        from PIL import Image
+
+        how = Image.Resampling[self.filter.upper()]
+        if self.resize is None:
+            return image if image.size == size else image.resize(size, how)
+        if isinstance(self.resize, int):
+            shortest = min(image.size)
+            between = tuple(int(self.resize * side / shortest) for side in image.size)
+            if max(between) > MOST_SIDE:
+                raise ValueError(f"it is {image.size[0]}×{image.size[1]} pixels, too long and thin to cut out its centre")
+        else:
+            between = self.resize[::-1]
+        left, top = (round((side - wanted) / 2) for side, wanted in zip(between, size, strict=True))
+        return image.resize(between, how).crop((left, top, left + size[0], top + size[1]))
+
+
+MOST_SIDE = 16_384
+SQUASH = Preparation()
 
 
 def read_header(path):
@@ -29,11 +72,12 @@ def read_header(path):
         return size, image.mode.startswith(GREY) and image.mode != "LAB"
 
 
-def read_image(path, size, grey):
+def read_image(path, size, grey, prepare=SQUASH):
     """The image as a uint8 array (h, w, C): `size` is (w, h), C is 1 if `grey`, else 3.
 
-    It is turned as the camera's note says, laid over white, resized with a triangle filter that averages over all
-    pixels it merges (bilinear, antialiased). Of 16-bit grey the upper 8 bits are kept; of an animation the first frame.
+    It is turned as the camera's note says, laid over white and prepared: by default squashed, with a triangle filter that
+    averages over all pixels it merges (bilinear). Of 16-bit grey the upper 8 bits are kept; of an animation the first
+    frame.
 
     Raises ValueError for pixels that have no fixed range (32-bit integers, floats), and on hostile bytes whatever
     Pillow raises, which can be anything; above its decompression-bomb limit that is an error, not a warning.
@@ -45,7 +89,7 @@ def read_image(path, size, grey):
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("L" if grey else "RGB")
-        return np.array(_squash(image, size)).reshape(size[1], size[0], -1)
+        return np.array(prepare(image, size)).reshape(size[1], size[0], -1)
 
 
 def resized(dataset, image_size):
@@ -62,14 +106,8 @@ def _resized_split(split, side):
     images = np.empty((M, side, side, C), np.uint8)
     for old, new in zip(split.images, images, strict=True):
         for c in range(C):
-            new[:, :, c] = _squash(Image.fromarray(old[:, :, c]), (side, side))
+            new[:, :, c] = SQUASH(Image.fromarray(old[:, :, c]), (side, side))
     return Split(images, split.labels)
-
-
-def _squash(image, size):
-    from PIL import Image
-
-    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _eight_bits(image, file_format):

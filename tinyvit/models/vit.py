@@ -36,6 +36,10 @@ from tinyvit.nn import (
 from tinyvit.nn.positions import KINDS, absolute_positions, shifts
 
 
+POOLS = ("class", "average", "average-norm")
+HEADS = ("linear", "mlp", "none")
+
+
 @dataclass(frozen=True)
 class ViTConfig:
     """What defines a ViT. Raises ValueError where the numbers do not fit together.
@@ -51,10 +55,13 @@ class ViTConfig:
     dropout: probability, after the position embedding, the attention and both MLP layers (paper appendix B.1).
     gelu_tanh: use the tanh form of GELU, as the paper's code does.
     positions: "1d" learned (the paper's), "none", "2d" learned, "sincos" or "relative", see `nn/positions.py`.
-    pool: what the head reads, the "class" token or the "average" of the patches (then there is no class token).
-    head: "linear", or "mlp" with one hidden layer, which the paper has at pre-training.
+    pool: what the head reads, the "class" token or the "average" of the patches (then there is no class token);
+        "average-norm" averages first and normalises then, as timm does.
+    head: "linear", or "mlp" with one hidden layer, which the paper has at pre-training; "none" where the model returns
+        what a head would read, so that `classes` is the width.
     registers: tokens that stand for no patch and that no head reads, as scratch paper.
     drop_path: stochastic depth, the probability at the last block; it grows linearly from 0 at the first.
+    eps: what layer norm adds to the variance, 1e-6 in the paper's code.
     """
 
     kind: ClassVar[str] = "vit"
@@ -75,11 +82,12 @@ class ViTConfig:
     head: str = "linear"
     registers: int = 0
     drop_path: float = 0.0
+    eps: float = 1e-6
 
     def __post_init__(self):
         check_sizes(self, "patch", "channels", "classes", "width", "depth", "heads", "mlp")
         check_patch(self.patch, *self.pixels, of=self.cut)
-        for name, known in dict(positions=KINDS, pool=("class", "average"), head=("linear", "mlp")).items():
+        for name, known in dict(positions=KINDS, pool=POOLS, head=HEADS).items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
         if not isinstance(self.registers, int | np.integer) or self.registers < 0:
@@ -88,6 +96,10 @@ class ViTConfig:
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must be in (0, 1), got {self.eps}")
+        if self.head == "none" and self.classes != self.width:
+            raise ValueError(f"without a head the outputs are the width, {self.width} numbers; got classes={self.classes}")
 
     @property
     def pixels(self):
@@ -122,8 +134,9 @@ class ViTConfig:
         shapes = self.embedding_shapes() | {
             "blocks.0.attention.qkv.weight": (self.width, 3 * self.width),
             "blocks.0.mlp.fc1.weight": (self.width, self.mlp),
-            "head.weight" if self.head == "linear" else "head.out.weight": (self.width, self.classes),
         }
+        if self.head != "none":
+            shapes["head.weight" if self.head == "linear" else "head.out.weight"] = (self.width, self.classes)
         rows, cols = self.grid
         if self.positions == "1d":
             shapes["positions.table"] = (1, self.tokens - self.registers, self.width)
@@ -180,15 +193,15 @@ class ViT(ImageModel):
             self.registers = Parameter(rng.normal(0, 0.02, (1, c.registers, c.width)).astype(np.float32))
         self.dropout = Dropout(c.dropout)
         self.blocks = [
-            EncoderBlock(c.width, c.heads, c.mlp, rng, c.dropout, c.gelu_tanh, p)
+            EncoderBlock(c.width, c.heads, c.mlp, rng, c.dropout, c.gelu_tanh, p, c.eps)
             for p in np.linspace(0, c.drop_path, c.depth).tolist()  # Huang et al. 2016, section 4
         ]
         if c.positions == "relative":
             index = shifts(c.grid, c.prefix)  # the same for all layers
             for block in self.blocks:
                 block.attention = RelativeSelfAttention(c.width, c.heads, rng, index)
-        self.norm = LayerNorm(c.width)
-        self.head = (MLPHead if c.head == "mlp" else Linear)(c.width, c.classes, rng)
+        self.norm = LayerNorm(c.width, c.eps)
+        self.head = None if c.head == "none" else (MLPHead if c.head == "mlp" else Linear)(c.width, c.classes, rng)
         if c.head == "linear":
             self.head.weight.data = 0.0
         self.name_parameters()
@@ -213,7 +226,7 @@ class ViT(ImageModel):
         """
         seen = {} if intermediates else None
         encoded = self.encode(self.embedding(self.checked(images)), seen)
-        logits = self.head(self.pooled(encoded))
+        logits = self.pooled(encoded) if self.head is None else self.head(self.pooled(encoded))
         return (logits, seen) if intermediates else logits
 
     def encode(self, patches, seen=None):
@@ -237,14 +250,18 @@ class ViT(ImageModel):
             z = block(z, maps=maps)  # eq. 2 and 3
             if seen is not None:
                 seen[f"blocks.{i}"], seen[f"attention.{i}"] = z, maps[0]
-        z = self.norm(z)  # eq. 4 for all tokens
+        if self.config.pool != "average-norm":
+            z = self.norm(z)  # eq. 4 for all tokens
         if seen is not None:
             seen["encoded"] = z
         return z
 
     def pooled(self, encoded):
         """The head's input, (B, T, D) -> (B, D): the class token, which has read the others, or the patches' mean."""
-        return encoded[:, 0] if self.cls is not None else encoded[:, self.config.prefix :].mean(axis=1)
+        if self.cls is not None:
+            return encoded[:, 0]
+        mean = encoded[:, self.config.prefix :].mean(axis=1)
+        return self.norm(mean) if self.config.pool == "average-norm" else mean
 
 
 def vit(preset, seed=0, **changes):

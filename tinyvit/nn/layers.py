@@ -121,10 +121,10 @@ class EncoderBlock(Module):
     first layer undiminished. (The original Transformer normalised after the addition.)
     """
 
-    def __init__(self, width, heads, hidden, rng, dropout=0.0, tanh=False, drop_path=0.0):
-        self.norm1 = LayerNorm(width)
+    def __init__(self, width, heads, hidden, rng, dropout=0.0, tanh=False, drop_path=0.0, eps=1e-6):
+        self.norm1 = LayerNorm(width, eps)
         self.attention = MultiHeadSelfAttention(width, heads, rng)
-        self.norm2 = LayerNorm(width)
+        self.norm2 = LayerNorm(width, eps)
         self.mlp = MLP(width, hidden, rng, dropout, tanh)
         self.dropout = Dropout(dropout)
         self.drop_path = DropPath(drop_path)

@@ -1,0 +1,320 @@
+"""From a file of weights to a model: recognise the layout, measure the arrays, compare, and only then build.
+
+    names  ->  a layout      whose patch embedding is called like that?
+    shapes ->  a ViTConfig   width, depth, patch, classes … are sides of arrays; settings say what no array does
+    table  ->  problems      each array that is missing, unexpected or misshapen, in one error
+           ->  a ViT         entry by entry, as float32
+
+Nothing is allocated before the third step has found no problem: then the model is as large as the file.
+
+Chapter of the course: notebooks/13-real-weights.ipynb.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyvit.data.image import Preparation
+from tinyvit.interop.files import as_float32, is_floating, read_json, read_tensors, refuse_pickles
+from tinyvit.interop.layouts import LAYOUTS
+from tinyvit.interop.settings import HEADS, google_settings, hf_settings, timm_settings
+from tinyvit.models import ViT, ViTConfig
+from tinyvit.train.checkpoint import CheckpointError
+from tinyvit.train.loop import check_memory
+
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+
+# What else files hold: a part of a name, and why a ViT of ours cannot take it.
+STRANGERS = (
+    (r"^conv_root/", "a hybrid on a ResNet with bottleneck blocks and a 7×7 root; ours has neither"),
+    (r"^MAPHead_0/|^attn_pool\.", "a head that pools by attention; ours reads the class token or the average"),
+    (r"\.ls[12]\.|layer_scale", "layer scale, a factor behind each part of a block; our blocks have none"),
+    (r"\.[qk]_norm\.", "norms of queries and keys; our attention has none"),
+    (r"dist_token|head_dist|distillation", "a distillation token, a second class token; ours has one"),
+    (r"^norm_pre\.", "a norm before the first block; ours has none"),
+    (r"w12|\.fc1_g\.", "gated MLPs; ours have GELU between two matrices"),
+    (r"decoder|mask_token", "parts for guessing masked pixels; only the encoder is a classifier"),
+)
+
+
+@dataclass
+class Foreign:
+    """A model from elsewhere, and what it needs to read pictures.
+
+    model: a ViT. classes: names. mean, std: per channel. prepare: how a picture gets its size. layout: a name among
+    LAYOUTS. notes: lines on what nobody said and was assumed, or was left out.
+    """
+
+    model: ViT
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    prepare: Preparation
+    layout: str
+    notes: tuple[str, ...]
+
+
+def find_weights(path):
+    """The file of weights that a path means: itself, or of a folder what hubs put there; None if nothing is there."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [path / name for name in (WEIGHTS, SHARDS) if (path / name).is_file()]
+    found = found or [file for ending in ("*.safetensors", "*.npz") for file in sorted(path.glob(ending))]
+    found = found or sorted(path.glob("pytorch_model*.bin"))
+    return found[0] if found else None
+
+
+def read(path, heads=None):
+    """Read a ViT in Google's, timm's or Hugging Face's layout into a Foreign.
+
+    Args:
+        path: a .npz or .safetensors file, or a folder with one and perhaps its config.json.
+        heads: how many, where no file says.
+
+    Raises CheckpointError that says what the file looks like, and lists what is missing, unexpected or misshapen.
+    """
+    file = find_weights(path)
+    if file is None:
+        raise CheckpointError(f"{path} holds no weights: no {WEIGHTS}, no other .safetensors and no .npz")
+    tensors = _all_shards(file) if file.name.endswith(".json") else read_tensors(file)[0]
+    name, tensors = _recognised(file, tensors)
+    try:
+        settings = SETTINGS[name](file.parent)
+        tensors, settings.pool = PREPARED[name](tensors, settings)
+        config = _measured(name, tensors, settings, heads)
+        return _built(name, config, tensors, settings)
+    except (CheckpointError, ValueError) as error:
+        raise CheckpointError(f"{file} looks like {LAYOUTS[name].title}{_size(tensors)}: {error}") from None
+
+
+def _all_shards(index):
+    """The arrays of all the files that an index of Hugging Face's names."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"{index} must have a weight_map, a table of files")
+    tensors = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard or "\\" in shard or len(tensors) > 100_000:
+            raise CheckpointError(f"{index} must name files beside it, got {shard[:60]!r}")
+        refuse_pickles(shard)
+        tensors |= read_tensors(index.parent / shard)[0]
+    return tensors
+
+
+def _recognised(file, tensors):
+    """(name of the layout, arrays by their names in its table)."""
+    for name, layout in LAYOUTS.items():
+        if names := layout.respelled(tensors):
+            if len(set(names.values())) < len(names):
+                raise CheckpointError(f"{file} holds an array in two spellings")
+            return name, {theirs: tensors[stored] for stored, theirs in names.items()}
+    for pattern, reason in STRANGERS:
+        if any(re.search(pattern, name) for name in tensors):
+            raise CheckpointError(f"{file} holds {reason}")
+    known = ", ".join(f"{layout.patches} ({layout.title})" for layout in LAYOUTS.values())
+    found = ", ".join(_short(name) for name in list(tensors)[:3]) or "nothing"
+    raise CheckpointError(f"{file} must hold a ViT, with an array called {known}; found {found} …")
+
+
+# ---------------------------------------------------------------------------------------------- into the table's form
+
+
+def _google(tensors, settings):
+    """Layers that lie in one array, "scan", made one array each; positions of a class token that has none."""
+    for name in [name for name in tensors if "/encoderblock/" in name]:
+        layers = tensors.pop(name)
+        for i in range(len(layers) if layers.ndim else 0):
+            tensors[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = layers[i]
+            if i > 1000:
+                raise CheckpointError("there are more than 1,000 layers in it")
+    if "cls" in tensors:
+        _first_places(tensors, "cls", "Transformer/posembed_input/pos_embedding", settings)
+    return tensors, "class" if "cls" in tensors else "average"
+
+
+def _timm(tensors, settings):
+    """Our form of a class token that no head reads (a register), and of registers with places of their own."""
+    for i in _layers(tensors, "timm"):
+        _zeros_for(tensors, f"blocks.{i}.attn.qkv")
+    pooled = {"token": "class", "avg": "average", "": None}.get(settings.pool or "", "other")
+    if pooled == "other":
+        raise CheckpointError(f"global_pool must be token or avg, got {settings.pool[:60]!r}")
+    if pooled != "class" and "fc_norm.weight" in tensors:
+        pooled = "average-norm"
+    pooled = pooled or ("class" if "cls_token" in tensors else "average")
+    firsts = [name for name in ("cls_token", "reg_token") if name in tensors]
+    table = _first_places(tensors, "cls_token", "pos_embed", settings)
+    if table is not None and firsts and not (firsts == ["cls_token"] and pooled == "class"):
+        tokens = np.concatenate([as_float32(tensors.pop(name)) for name in firsts], axis=1)
+        count, kept = tokens.shape[1], int(pooled == "class")
+        places = as_float32(table)
+        tensors["reg_token"] = tokens[:, kept:] + places[:, kept:count]
+        tensors["pos_embed"] = np.concatenate([places[:, :kept], places[:, count:]], axis=1)
+        if kept:
+            tensors["cls_token"] = tokens[:, :1]
+    return tensors, pooled
+
+
+def _hf(tensors, settings):
+    """Biases of zeros where qkv_bias is false; a pooler, which no classifier reads, left out."""
+    for i in _layers(tensors, "hf"):
+        for part in ("query", "key", "value"):
+            _zeros_for(tensors, f"vit.encoder.layer.{i}.attention.attention.{part}")
+    if tensors.pop("vit.pooler.dense.weight", None) is not None:
+        settings.notes.append("its pooler, which classifiers do not read, is left out")
+    tensors.pop("vit.pooler.dense.bias", None)
+    return tensors, "class"
+
+
+def _first_places(tensors, cls, name, settings):
+    """The table of positions with a row for each token that stands first; rows of zeros are put there if it has none.
+    None if it is no such table. Which one it is, its length says: patches are a grid, and mostly a square."""
+    tokens = [tensors[key] for key in (cls, "reg_token") if key in tensors]
+    table = tensors.get(name)
+    if table is None or not all(x.ndim == 3 and len(x) == 1 and is_floating(x) for x in [table, *tokens]):
+        return None
+    first, D = sum(token.shape[1] for token in tokens), table.shape[2]
+    if any(token.shape[2] != D for token in tokens) or table.size == 0:
+        return None
+    apart = settings.place_first is False
+    if settings.place_first is None:
+        apart = not _square(table.shape[1] - first) and _square(table.shape[1])
+    if apart:
+        tensors[name] = np.concatenate([np.zeros((1, first, D), np.float32), as_float32(table)], axis=1)
+    return tensors[name]
+
+
+def _zeros_for(tensors, name):
+    """A bias of zeros for a linear layer of PyTorch's that has none."""
+    weight = tensors.get(f"{name}.weight")
+    if f"{name}.bias" not in tensors and weight is not None and weight.ndim == 2 and weight.shape[1]:
+        tensors[f"{name}.bias"] = np.zeros(len(weight), np.float32)
+
+
+SETTINGS = {"google": google_settings, "timm": timm_settings, "hf": hf_settings}
+PREPARED = {"google": _google, "timm": _timm, "hf": _hf}
+
+
+# ---------------------------------------------------------------------------------------------- measured, built
+
+
+def _measured(layout, tensors, settings, heads):
+    """The ViTConfig that the arrays' sides and the settings give. Raises CheckpointError where they disagree."""
+    at, turned = LAYOUTS[layout], layout != "google"
+    P, also_P, C, D = _sides(tensors, at.patches, 4, turned)
+    if P != also_P:
+        raise CheckpointError(f"patches must be squares, got {P}×{also_P}")
+    first = at.block.format(i=0)
+    size = dict(
+        patch=P, channels=C, width=D, depth=len(_layers(tensors, layout)),
+        mlp=_sides(tensors, first + at.hidden, 2, turned)[1],
+        classes=_sides(tensors, at.head, 2, turned)[1] if at.head in tensors else D,
+    )  # fmt: skip
+    stated = settings.sizes if at.head in tensors else settings.sizes | {"classes": None}
+    if wrong := [f"{name} {stated[name]}, not {size[name]}" for name in stated if stated[name] not in (None, size[name])]:
+        raise CheckpointError(f"config.json must describe the arrays beside it, and says {'; '.join(wrong)}")
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    if layout == "google":
+        heads = _sides(tensors, f"{first}MultiHeadDotProductAttention_1/query/kernel", 3)[1]
+    N = _sides(tensors, at.positions, 3)[1] - (settings.pool == "class")
+    kind = "mlp" if "pre_logits/kernel" in tensors else "linear"
+    return check_memory(
+        ViTConfig(
+            image_size=_image_size(settings, N, P), **size, heads=_heads(settings, heads, D), registers=registers,
+            gelu_tanh=settings.gelu_tanh, eps=settings.eps, pool=settings.pool, head=kind if at.head in tensors else "none",
+        ),
+        batch_size=1,
+    )  # fmt: skip
+
+
+def _heads(settings, told, D):
+    """How many heads: as told, as the settings say, or by the convention that a head is 64 numbers wide."""
+    heads = told or settings.heads
+    if heads is None:
+        heads = HEADS.get(D) or max(1, D // 64)
+        settings.notes.append(f"no file says how many heads there are; {heads} assumed, as is the custom at width {D}")
+    return heads
+
+
+def _image_size(settings, N, P):
+    """(height, width) of which N patches are cut; a square, unless the settings say otherwise."""
+    if settings.image_size is None:
+        if not _square(N):
+            raise CheckpointError(f"{N} positions are no square of patches; a config.json must say the image's size")
+        return math.isqrt(N) * P, math.isqrt(N) * P
+    h, w = settings.image_size
+    if (h // P) * (w // P) != N:
+        raise CheckpointError(f"config.json says images of {h}×{w}, that is {h // P}×{w // P} patches, not {N}")
+    return h, w
+
+
+def _built(layout, config, tensors, settings):
+    """The Foreign, after every array was found to be as the table says."""
+    entries = list(LAYOUTS[layout].table(config))
+    _check_arrays(tensors, {entry.theirs: entry.stored for entry in entries})
+    model = ViT(config)
+    weights = model.state_dict()
+    for entry in entries:
+        entry.read(as_float32(tensors[entry.theirs]), weights[entry.ours])
+    model.load_state_dict(weights)
+    C, classes = config.channels, config.classes
+    if settings.mean is None or settings.std is None:
+        settings.mean = settings.std = (0.5,) * C
+        settings.notes.append("mean and std of the pixels are assumed to be 0.5")
+    strange = [index for index in settings.labels if not 0 <= index < classes]
+    if strange and config.head != "none":
+        raise CheckpointError(f"config.json names class {strange[0]}, and there are {classes}")
+    names = tuple(settings.labels.get(k) or f"class {k}" for k in range(classes))
+    if config.head == "none":
+        names = tuple(f"feature {k}" for k in range(classes))
+    return Foreign(model, names, settings.mean, settings.std, settings.prepare, layout, tuple(settings.notes))
+
+
+def _check_arrays(tensors, wanted):
+    """One CheckpointError for all that is missing, unexpected, misshapen or no floating-point number."""
+    problems = [f"missing: {_short(name)} {shape}" for name, shape in wanted.items() if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted]
+    for pattern, reason in STRANGERS:
+        if any(re.search(pattern, name) for name in unexpected):
+            raise CheckpointError(f"it has {reason} ({_short(next(n for n in unexpected if re.search(pattern, n)))})")
+    problems += [f"unexpected: {_short(name)} {tensors[name].shape}" for name in unexpected]
+    for name, shape in wanted.items():
+        if name in tensors and tensors[name].shape != shape:
+            problems.append(f"wrong shape: {name} must be {shape}, got {tensors[name].shape}")
+        elif name in tensors and not is_floating(tensors[name]):
+            problems.append(f"wrong kind: {name} must be floating-point numbers, got {tensors[name].dtype}")
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise CheckpointError("these arrays do not fit:\n  " + "\n  ".join(problems[:10] + more))
+
+
+def _sides(tensors, name, rank, turned=False):
+    """The shape of an array, in the order of ours: (in, out), (P, P, C, D). Raises CheckpointError."""
+    shape = tensors[name].shape if name in tensors else ()
+    if len(shape) != rank:
+        raise CheckpointError(f"{name} must be an array with {rank} sides, got {shape or 'none'}")
+    return tuple(shape[axis] for axis in ((2, 3, 1, 0) if rank == 4 else (1, 0))) if turned else shape
+
+
+def _layers(tensors, layout):
+    """The numbers of the layers, as texts."""
+    block = re.escape(LAYOUTS[layout].block).replace(r"\{i\}", r"(\d+)")
+    found = (re.match(block, name) for name in tensors)
+    return {match[1] for match in found if match}
+
+
+def _square(n):
+    return n > 0 and math.isqrt(n) ** 2 == n
+
+
+def _size(tensors):
+    """What can be said in a few words of how large it is."""
+    return f" with {sum(array.size for array in tensors.values()):,} numbers in {len(tensors)} arrays"
+
+
+def _short(name):
+    return name if len(name) <= 80 and name.isprintable() else repr(name[:80])
