@@ -1,17 +1,532 @@
-"""WIP"""
-from dataclasses import dataclass
-import numpy as np
-from tinyvit.data.image import SQUASH
-from tinyvit.models import ViT
+"""Weights of Google's, timm's and Hugging Face's ViTs become ours and go back; no library is needed here.
 
-@dataclass
-class _C:
-    model: object; classes: tuple; mean: tuple; std: tuple; prepare: object = SQUASH
+`parity/interop/` holds small models that timm and transformers have saved, with their logits (`parity/make_interop.py`);
+Google's layout is built here from known arrays, with a forward pass written out from vit_jax. `test_interop_live.py`
+compares with the libraries themselves.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+import tinyvit
+from tinyvit import interop
+from tinyvit.cli import main
+from tinyvit.data.image import SQUASH, Preparation
+from tinyvit.models import HybridConfig, ViT, ViTConfig, build
+from tinyvit.nn import evaluating
+from tinyvit.tensor import no_grad
+from tinyvit.train import CheckpointError
+
+STORED = Path(__file__).parent / "parity" / "interop"
+SMALL = ViTConfig(image_size=(12, 8), patch=4, channels=3, classes=5, width=24, depth=2, heads=3, mlp=40)
+
 
 def classifier_of(config, seed=3):
-    rng = np.random.default_rng(seed)
-    model = ViT(config).eval()
+    """What `interop.write` needs, of a model with weights at which everything counts."""
+    rng, C = np.random.default_rng(seed), config.channels
+    model = build(config).eval()
     for name, p in model.named_parameters():
-        p.data = (1.0 if name.endswith("gamma") else 0.0) + 0.3 * rng.standard_normal(p.shape)
-    C = config.channels
-    return _C(model, tuple(f"name {k}" for k in range(config.classes)), (0.4,) * C, (0.3,) * C)
+        p.data = float(name.endswith("gamma")) + 0.3 * rng.standard_normal(p.shape)
+    names = tuple(f"name {k}" for k in range(config.classes))
+    return SimpleNamespace(model=model, classes=names, mean=(0.4,) * C, std=(0.3,) * C, prepare=SQUASH)
+
+
+def logits(model, images):
+    with no_grad(), evaluating():
+        return model(images).data
+
+
+def random_images(config, count=2):
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((count, *config.image_size, config.channels)).astype(np.float32)
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+# ------------------------------------------------------------------------------------------ the tables
+
+
+EXPRESSIBLE = {
+    "google": [
+        SMALL,
+        replace(SMALL, pool="average"),
+        replace(SMALL, head="mlp"),
+        replace(SMALL, head="none", classes=24),
+    ],
+    "timm": [SMALL, replace(SMALL, pool="average"), replace(SMALL, pool="average-norm"), replace(SMALL, registers=3)],
+    "hf": [SMALL, replace(SMALL, channels=1, gelu_tanh=True, eps=1e-12)],
+}
+pairs = [(layout, config) for layout, configs in EXPRESSIBLE.items() for config in configs]
+
+
+@pytest.mark.parametrize(("layout", "config"), pairs)
+def test_a_table_names_every_parameter_and_undoes_itself(layout, config):
+    """Protects: no weight stays random, none is turned the wrong way, and one table serves both directions."""
+    weights, entries = classifier_of(config).model.state_dict(), list(interop.LAYOUTS[layout].table(config))
+    assert {entry.ours for entry in entries} == weights.keys()
+    assert len({entry.theirs for entry in entries}) == len(entries)
+    back = {name: np.full_like(array, np.nan) for name, array in weights.items()}
+    for entry in entries:
+        theirs = entry.write(weights[entry.ours])
+        assert theirs.shape == entry.stored
+        entry.read(theirs, back[entry.ours])
+    assert all(np.array_equal(back[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("layout", "config"), pairs)
+def test_ours_there_and_back(layout, config, tmp_path):
+    if layout == "google":
+        config = replace(config, image_size=(8, 8), gelu_tanh=True)  # an npz says neither the one nor the other
+    before = classifier_of(config)
+    interop.write(layout, tmp_path / "out.npz", before)
+    after = interop.read(tmp_path / "out.npz")
+    assert after.model.config == config and same_weights(before.model, after.model)
+    if layout != "google":
+        assert (after.classes, after.mean, after.std, after.prepare) == (
+            before.classes, before.mean, before.std, before.prepare
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("positions", ["none", "2d", "sincos"])
+def test_positions_are_written_as_what_is_added(positions, tmp_path):
+    before = classifier_of(replace(SMALL, positions=positions))
+    interop.write("hf", tmp_path / "out", before)
+    after, images = interop.read(tmp_path / "out").model, random_images(SMALL)
+    assert after.config.positions == "1d"
+    np.testing.assert_allclose(logits(after, images), logits(before.model, images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("hf", dict(registers=2), "Hugging Face's ViT has no registers"),
+        ("google", dict(registers=2), "has no registers"),
+        ("hf", dict(pool="average"), "no pooling by average, only by class"),
+        ("google", dict(pool="average-norm"), "no pooling by average-norm"),
+        ("hf", dict(head="mlp"), "cannot hold the head 'mlp'"),
+        ("timm", dict(head="mlp"), "cannot hold the head 'mlp'"),
+        ("hf", dict(head="none", classes=24), "cannot hold the head 'none'"),
+        ("timm", dict(positions="relative"), "no relative positions"),
+    ],
+)
+def test_what_a_layout_cannot_hold(layout, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        interop.write(layout, tmp_path / "out", classifier_of(replace(SMALL, **changes)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hybrid_stays_at_home(tmp_path):
+    hybrid = HybridConfig(image_size=(8, 8), channels=1, width=24, depth=1, heads=2, mlp=24)
+    with pytest.raises(ValueError, match="no place for a hybrid"):
+        interop.write("timm", tmp_path / "out", classifier_of(hybrid))
+
+
+def test_nothing_is_lost_by_writing(tmp_path):
+    """A folder with something in it stays; an export that fails leaves nothing behind."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="new or empty"):
+        interop.write("hf", tmp_path / "full", classifier_of(SMALL))
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "thesis.txt"]
+    (tmp_path / "empty").mkdir()
+    interop.write("timm", tmp_path / "empty", classifier_of(SMALL))
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == {"config.json", "model.safetensors"}
+
+
+# ------------------------------------------------------------------------------------------ timm and Hugging Face
+
+
+@pytest.mark.parametrize("name", ["timm", "hf", "hf-bfloat16"])
+def test_logits_are_those_of_the_library_that_saved_it(name):
+    answers = np.load(STORED / "answers.npz")
+    found = logits(interop.read(STORED / name).model, answers["images"])
+    np.testing.assert_allclose(found, answers[name], rtol=0, atol=1e-4 * np.abs(answers[name]).max())
+
+
+def test_what_stands_beside_the_weights():
+    timm, hf = tinyvit.load(STORED / "timm"), tinyvit.load(STORED / "hf")
+    assert hf.classes == ("cat", "dog", "hen") and timm.classes == tuple(f"class {k}" for k in range(5))
+    assert hf.mean == timm.mean == (0.5,) * 3 and hf.prepare == Preparation("bicubic")
+    assert timm.prepare == Preparation("bicubic", 17)  # 16 / 0.9, rounded down
+    assert timm.model.config.heads == hf.model.config.heads == 3
+    assert timm.model.config.registers == 2 and hf.model.config.eps == 1e-12
+    assert timm.notes == hf.notes == () and timm.recipe is hf.recipe is None
+
+
+def test_a_file_alone(tmp_path):
+    """Without its config.json: what is assumed is said, `heads` says otherwise, Hugging Face's is refused."""
+    shutil.copy(STORED / "timm" / "model.safetensors", tmp_path / "vit.safetensors")
+    shutil.copy(STORED / "hf" / "model.safetensors", tmp_path / "hf.safetensors")
+    classifier = tinyvit.load(tmp_path / "vit.safetensors", heads=3)
+    assert same_weights(classifier.model, tinyvit.load(STORED / "timm").model)
+    assert classifier.notes == ("mean and std of the pixels are assumed to be 0.5",)
+    assert any("1 assumed" in note for note in tinyvit.load(tmp_path / "vit.safetensors").notes)
+    with pytest.raises(CheckpointError, match="need their config.json"):
+        tinyvit.load(tmp_path / "hf.safetensors")
+    with pytest.raises(CheckpointError, match="heads must divide the width, got width 24 and 5"):
+        tinyvit.load(tmp_path / "vit.safetensors", heads=5)
+
+
+def test_what_is_missing_unexpected_and_misshapen_is_one_error(tmp_path):
+    shutil.copytree(STORED / "timm", tmp_path / "vit")
+    arrays = safetensors.numpy.load_file(tmp_path / "vit" / "model.safetensors")
+    del arrays["blocks.1.norm1.bias"]
+    arrays["head.bias"] = arrays["head.bias"][:2]
+    arrays["teacher.weight"] = np.zeros((2, 3), np.float32)
+    arrays["norm.bias"] = arrays["norm.bias"].astype(np.int32)
+    safetensors.numpy.save_file(arrays, tmp_path / "vit" / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        tinyvit.load(tmp_path / "vit")
+    for words in (
+        "looks like timm's VisionTransformer with", "missing: blocks.1.norm1.bias (24,)", "unexpected: teacher.weight",
+        "head.bias must be (5,), got (2,)", "norm.bias must be floating-point numbers, got int32",
+    ):  # fmt: skip
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blocks.0.ls1.gamma", "layer scale"),
+        ("blocks.0.attn.q_norm.weight", "norms of queries and keys"),
+        ("dist_token", "a distillation token"),
+        ("attn_pool.q.weight", "pools by attention"),
+        ("norm_pre.weight", "a norm before the first block"),
+    ],
+)
+def test_relatives_of_the_vit_are_refused_by_name(name, message, tmp_path):
+    shutil.copytree(STORED / "timm", tmp_path / "vit")
+    arrays = safetensors.numpy.load_file(tmp_path / "vit" / "model.safetensors")
+    safetensors.numpy.save_file(arrays | {name: np.ones(3, np.float32)}, tmp_path / "vit" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        tinyvit.load(tmp_path / "vit")
+
+
+def test_pickles_are_not_opened(tmp_path):
+    """Whatever its content: it would have run."""
+    (tmp_path / "vit.pth").write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
+    for path in (tmp_path / "vit.pth", tmp_path):
+        if path == tmp_path:
+            os.rename(tmp_path / "vit.pth", tmp_path / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="is a pickle.*Convert it.*save_file"):
+            tinyvit.load(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+
+def test_several_files_with_an_index(tmp_path):
+    arrays = safetensors.numpy.load_file(STORED / "hf" / "model.safetensors")
+    shutil.copy(STORED / "hf" / "config.json", tmp_path)
+    places = {name: f"model-{1 + i % 2}-of-2.safetensors" for i, name in enumerate(arrays)}
+    for file in set(places.values()):
+        part = {name: array for name, array in arrays.items() if places[name] == file}
+        safetensors.numpy.save_file(part, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert same_weights(tinyvit.load(tmp_path).model, tinyvit.load(STORED / "hf").model)
+    assert same_weights(tinyvit.load(index).model, tinyvit.load(STORED / "hf").model)
+    index.write_text(json.dumps({"weight_map": places | {"classifier.bias": "../../secret.safetensors"}}))
+    with pytest.raises(CheckpointError, match="must name files beside it"):
+        tinyvit.load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------ Google
+
+
+def google_arrays(D=24, H=3, M=40, L=2, classes=5, N=4, P=4, cls=True, seed=0):
+    """{name: array} as vit_jax saves them, of random numbers."""
+    rng = np.random.default_rng(seed)
+
+    def linear(name, *shape, fan=None):
+        kernel = rng.standard_normal(shape) * (fan or shape[0]) ** -0.5
+        bias = rng.standard_normal(shape[1:] if name.rsplit("/")[-1] in ("query", "key", "value") else shape[-1:])
+        return {f"{name}/kernel": kernel, f"{name}/bias": 0.3 * bias}
+
+    def norm(name):
+        return {f"{name}/scale": 1 + 0.2 * rng.standard_normal(D), f"{name}/bias": 0.2 * rng.standard_normal(D)}
+
+    arrays = linear("embedding", P, P, 3, D, fan=3 * P * P)
+    arrays |= {"cls": rng.standard_normal((1, 1, D))} if cls else {}
+    arrays["Transformer/posembed_input/pos_embedding"] = rng.standard_normal((1, N + cls, D))
+    for i in range(L):
+        block = f"Transformer/encoderblock_{i}"
+        arrays |= norm(f"{block}/LayerNorm_0") | norm(f"{block}/LayerNorm_2")
+        for name in ("query", "key", "value"):
+            arrays |= linear(f"{block}/MultiHeadDotProductAttention_1/{name}", D, H, D // H)
+        arrays |= linear(f"{block}/MultiHeadDotProductAttention_1/out", H, D // H, D, fan=D)
+        arrays |= linear(f"{block}/MlpBlock_3/Dense_0", D, M) | linear(f"{block}/MlpBlock_3/Dense_1", M, D)
+    arrays |= norm("Transformer/encoder_norm") | linear("head", D, classes)
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def google_forward(a, images, L=2):
+    """vit_jax, written out in float64: (B, h, w, 3) -> logits. The convolution of the patches as a sum over windows."""
+    a = {name: array.astype(np.float64) for name, array in a.items()}
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * a[f"{name}/scale"] + a[f"{name}/bias"]
+
+    def gelu(x):
+        return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    kernel, places = a["embedding/kernel"], a["Transformer/posembed_input/pos_embedding"]
+    P, (B, h, w, _) = len(kernel), images.shape
+    tokens = [
+        np.einsum("bijc,ijcd->bd", images[:, y : y + P, x : x + P], kernel)
+        for y in range(0, h, P)
+        for x in range(0, w, P)
+    ]
+    z = np.stack(tokens, axis=1) + a["embedding/bias"]
+    if "cls" in a:
+        z = np.concatenate([np.broadcast_to(a["cls"], (B, 1, z.shape[2])), z], axis=1)
+    z = z + places
+    for i in range(L):
+        block = f"Transformer/encoderblock_{i}"
+        attention, y = f"{block}/MultiHeadDotProductAttention_1", norm(z, f"{block}/LayerNorm_0")
+        q, k, v = (
+            np.einsum("btd,dhk->bthk", y, a[f"{attention}/{name}/kernel"]) + a[f"{attention}/{name}/bias"]
+            for name in ("query", "key", "value")
+        )
+        scores = np.exp(np.einsum("bqhk,bthk->bhqt", q, k) / np.sqrt(q.shape[-1]))
+        mixed = np.einsum("bhqt,bthk->bqhk", scores / scores.sum(-1, keepdims=True), v)
+        z = z + np.einsum("bqhk,hkd->bqd", mixed, a[f"{attention}/out/kernel"]) + a[f"{attention}/out/bias"]
+        y, mlp = norm(z, f"{block}/LayerNorm_2"), f"{block}/MlpBlock_3"
+        y = gelu(y @ a[f"{mlp}/Dense_0/kernel"] + a[f"{mlp}/Dense_0/bias"])
+        z = z + y @ a[f"{mlp}/Dense_1/kernel"] + a[f"{mlp}/Dense_1/bias"]
+    z = norm(z, "Transformer/encoder_norm")
+    y = z[:, 0] if "cls" in a else z.mean(axis=1)
+    if "pre_logits/kernel" in a:
+        y = np.tanh(y @ a["pre_logits/kernel"] + a["pre_logits/bias"])
+    return y @ a["head/kernel"] + a["head/bias"] if "head/kernel" in a else y
+
+
+def big_vision(arrays):
+    """The names of big_vision."""
+    spelled = {}
+    for name, array in arrays.items():
+        name = name.replace("Transformer/posembed_input/pos_embedding", "pos_embedding")
+        name = name.replace("LayerNorm_2", "LayerNorm_1").replace("Attention_1", "Attention_0")
+        spelled[name.replace("MlpBlock_3", "MlpBlock_0")] = array
+    return spelled
+
+
+def scanned(arrays, L=2):
+    """All layers in one array."""
+    stacked = {name: array for name, array in arrays.items() if "encoderblock" not in name}
+    for name in arrays:
+        if "encoderblock_0/" in name:
+            layers = [arrays[name.replace("encoderblock_0/", f"encoderblock_{i}/")] for i in range(L)]
+            stacked[name.replace("encoderblock_0/", "encoderblock/")] = np.stack(layers)
+    return stacked
+
+
+def prefixed(prefix):
+    return lambda arrays: {prefix + name: array for name, array in arrays.items()}
+
+
+SPELLINGS = {
+    "vit_jax": lambda arrays: arrays,
+    "opt/target/": lambda arrays: prefixed("opt/target/")(arrays) | {"opt/state/step": np.int64(7)},
+    "params/": prefixed("params/"),
+    "params/img/": lambda arrays: (
+        prefixed("params/img/")(big_vision(arrays))
+        | {"params/t": np.ones(1), "params/txt/head/kernel": np.ones((2, 2))}
+    ),
+    "big_vision": big_vision,
+    "scan": lambda arrays: scanned(big_vision(arrays)),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("cls", [True, False])
+@pytest.mark.parametrize("packed", [False, True])
+def test_google_files_in_all_spellings(spelling, cls, packed, tmp_path):
+    """The class token, and the average (vit_jax: "gap")."""
+    arrays = google_arrays(cls=cls)
+    (np.savez_compressed if packed else np.savez)(tmp_path / "vit.npz", **SPELLINGS[spelling](arrays))
+    classifier = tinyvit.load(tmp_path / "vit.npz")
+    config = classifier.model.config
+    assert (config.gelu_tanh, config.heads, config.pool) == (True, 3, "class" if cls else "average")
+    images = random_images(config)
+    np.testing.assert_allclose(logits(classifier.model, images), google_forward(arrays, images), atol=2e-5)
+    interop.write("google", tmp_path / "back.npz", classifier)
+    back = np.load(tmp_path / "back.npz")
+    assert set(back) == set(arrays) and all(np.array_equal(back[name], arrays[name]) for name in arrays)
+
+
+def test_google_hidden_layer_before_the_head(tmp_path):
+    """pre_logits, which pre-trained checkpoints of the paper have: our MLP head, D → D, tanh, → K."""
+    arrays = google_arrays() | {
+        "pre_logits/kernel": np.random.default_rng(1).standard_normal((24, 24)).astype(np.float32) / 5,
+        "pre_logits/bias": np.full(24, 0.1, np.float32),
+    }
+    np.savez(tmp_path / "vit.npz", **arrays)
+    model = interop.read(tmp_path / "vit.npz").model
+    images = random_images(model.config)
+    assert model.config.head == "mlp"
+    np.testing.assert_allclose(logits(model, images), google_forward(arrays, images), atol=2e-5)
+    arrays |= {"pre_logits/kernel": np.zeros((24, 16), "f4"), "pre_logits/bias": np.zeros(16, "f4")}
+    np.savez(tmp_path / "vit.npz", **arrays)
+    with pytest.raises(CheckpointError, match=r"pre_logits/kernel must be \(24, 24\), got \(24, 16\)"):
+        interop.read(tmp_path / "vit.npz")
+
+
+def test_big_vision_places_that_leave_the_class_token_out(tmp_path):
+    """There positions are added before the class token is put first: N of them."""
+    arrays = google_arrays()
+    places = arrays["Transformer/posembed_input/pos_embedding"]
+    places[:, 0] = 0
+    np.savez(tmp_path / "vit.npz", **big_vision(arrays | {"Transformer/posembed_input/pos_embedding": places[:, 1:]}))
+    model = interop.read(tmp_path / "vit.npz").model
+    images = random_images(model.config)
+    np.testing.assert_allclose(logits(model, images), google_forward(arrays, images), atol=2e-5)
+
+
+def test_google_without_a_head(tmp_path):
+    """Features, equal to what the head would read; no class is ever named."""
+    arrays = {name: array for name, array in google_arrays().items() if not name.startswith("head")}
+    np.savez(tmp_path / "vit.npz", **arrays)
+    classifier = tinyvit.load(tmp_path / "vit.npz")
+    images = random_images(classifier.model.config)
+    np.testing.assert_allclose(logits(classifier.model, images), google_forward(arrays, images), atol=2e-5)
+    with pytest.raises(ValueError, match="no head, so it knows no classes"):
+        classifier.predict(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+def test_google_bfloat16(tmp_path):
+    """NumPy saves JAX's bfloat16 as two bytes without a name."""
+    arrays = google_arrays()
+    halves = {name: (array.view("u4") >> 16).astype("u2").view("V2") for name, array in arrays.items()}
+    np.savez(tmp_path / "vit.npz", **halves)
+    cut = {name: (array.view("u4") & 0xFFFF0000).view("f4") for name, array in arrays.items()}
+    np.savez(tmp_path / "cut.npz", **cut)
+    assert same_weights(interop.read(tmp_path / "vit.npz").model, interop.read(tmp_path / "cut.npz").model)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"conv_root/kernel": np.ones((7, 7, 3, 8), "f4")}, "a hybrid on a ResNet with bottleneck blocks"),
+        ({"MAPHead_0/probe": np.ones((1, 1, 24), "f4")}, "pools by attention"),
+    ],
+)
+def test_google_models_that_ours_cannot_be(extra, message, tmp_path):
+    np.savez(tmp_path / "vit.npz", **google_arrays() | extra)
+    with pytest.raises(CheckpointError, match=message):
+        tinyvit.load(tmp_path / "vit.npz")
+
+
+# ------------------------------------------------------------------------------------------ pictures and commands
+
+
+def test_a_preparation_squashes_or_cuts_out_the_centre():
+    """A grey ramp, 60 × 20, for 10 × 10: squashed it is all there; of its centre only the middle third."""
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 60).astype(np.uint8), (20, 1)))
+    whole = np.asarray(Preparation()(ramp, (10, 10)))
+    centre = np.asarray(Preparation("bilinear", 10)(ramp, (10, 10)))
+    assert whole.shape == centre.shape == (10, 10)
+    assert whole[0, 0] < 15 and whole[0, -1] > 240
+    assert 80 < centre[0, 0] < 100 and 155 < centre[0, -1] < 175
+    both = np.asarray(Preparation("bicubic", (20, 20))(ramp, (10, 10)))
+    assert 60 < both[0, 0] < 75 and 180 < both[0, -1] < 195
+    with pytest.raises(ValueError, match="must be|resized by one of"):
+        Preparation("sinc")
+    with pytest.raises(ValueError, match="sides of 1 to"):
+        Preparation("bicubic", 10**9)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(path)
+    return path
+
+
+def test_predict(picture, tmp_path, capsys):
+    assert main(["predict", str(STORED / "hf"), str(picture), "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("cat", "dog", "hen")) and (tmp_path / "picture.png-attention.png").exists()
+    assert main(["predict", str(STORED / "timm"), str(picture), "--out", str(tmp_path)]) == 0
+    assert "only its centre is seen" in capsys.readouterr().out
+    np.savez(tmp_path / "vit.npz", **{k: v for k, v in google_arrays().items() if not k.startswith("head")})
+    assert main(["predict", str(tmp_path / "vit.npz"), str(picture)]) == 1
+    assert "has no head; `tinyvit finetune` gives it one" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of 24 pictures of different sizes, two classes that colour tells apart."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("fire", (200, 60, 30)), ("water", (30, 60, 200))):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(12):
+            noise = rng.integers(-30, 30, (20 + i, 30, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(
+                tmp_path / "pets" / name / f"{i}.png"
+            )
+    return tmp_path / "pets"
+
+
+@pytest.mark.parametrize("words", ["{start} {pets}", "{start} --data {pets}"])
+def test_finetune_a_published_model_on_a_folder(words, pets, tmp_path, monkeypatch, capsys):
+    """The start's size and normalisation, the folder's classes; what comes out is a run like any other."""
+    monkeypatch.chdir(tmp_path)
+    words = words.format(start=STORED / "hf", pets=pets).split()
+    assert main(["finetune", *words, "--epochs", "4", "--threads", "1", "--out", "run"]) == 0
+    assert "test accuracy 100.00 %" in capsys.readouterr().out
+    tuned = tinyvit.load("run")
+    assert tuned.classes == ("fire", "water") and tuned.mean == (0.5,) * 3
+    assert tuned.model.config.eps == 1e-12 and tuned.model.config.image_size == (16, 16)
+    assert main(["eval", "run"]) == 0 and "test accuracy 100.00 %" in capsys.readouterr().out
+
+
+def test_figures_of_a_published_model(pets, tmp_path, capsys):
+    """Without data what the weights say; with data, which must have the model's classes, all of them."""
+    shutil.copytree(STORED / "hf", tmp_path / "vit")
+    assert main(["figures", str(tmp_path / "vit")]) == 1
+    assert "name yours with --data" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "vit" / "figures").iterdir()} == {"filters.png", "positions.png"}
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    config["id2label"] = {"0": "fire", "1": "water"}
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
+    assert main(["figures", str(tmp_path / "vit"), "--data", str(pets)]) == 1  # three outputs, two classes
+    assert "class 2 must be the model's" in capsys.readouterr().err
+
+
+def test_export_of_a_run_and_of_published_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", "--epochs", "1", "--threads", "1", "--out", "run"]) == 0
+    for format, name in (("hf", "model-hf"), ("timm", "model-timm"), ("google", "model.npz")):
+        assert main(["export", "run", "--format", format]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.splitlines()[-1] == str(Path("run") / name)
+        assert ("tanh form of GELU" in captured.err) == (format == "google")
+        assert same_weights(tinyvit.load(Path("run") / name).model, tinyvit.load("run").model)
+    assert main(["export", "run", "--format", "hf"]) == 1 and "new or empty" in capsys.readouterr().err
+    assert main(["export", "run/model-hf", "--format", "timm", "--out", "again"]) == 0
+    assert tinyvit.load("again").classes == tuple("0123456789")
+    assert main(["export", str(STORED / "timm"), "--format", "hf", "--out", "no"]) == 1
+    assert "has no registers" in capsys.readouterr().err and not Path("no").exists()
+
+
+def test_a_default_model_goes_through_google_with_its_gelu_said(tmp_path):
+    """The note that the command prints is true: the largest difference is small and there."""
+    before = classifier_of(replace(SMALL, image_size=(8, 8)))
+    notes = interop.write("google", tmp_path / "vit.npz", before)
+    assert "tanh form" in notes[0]
+    after, images = interop.read(tmp_path / "vit.npz").model, random_images(replace(SMALL, image_size=(8, 8)))
+    assert type(after) is ViT
+    difference = np.abs(logits(after, images) - logits(before.model, images)).max()
+    assert 0 < difference < 0.01

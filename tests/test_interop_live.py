@@ -26,12 +26,17 @@ TIMM = {
     "16/224": dict(embed_dim=192, num_heads=3, depth=2, num_classes=11),
     "32/384": dict(img_size=384, patch_size=32, embed_dim=48, num_heads=4, depth=3, num_classes=5),
     "no head": dict(img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=0),
-    "grey, wide MLP": dict(img_size=(48, 32), embed_dim=24, num_heads=6, depth=1, num_classes=3, in_chans=1, mlp_ratio=5),
+    "grey, wide MLP": dict(
+        img_size=(48, 32), embed_dim=24, num_heads=6, depth=1, num_classes=3, in_chans=1, mlp_ratio=5
+    ),
     "tanh": dict(img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, act_layer="gelu_tanh"),
     "no qkv bias": dict(img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, qkv_bias=False),
-    "average": dict(img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, global_pool="avg", class_token=False),
+    "average": dict(
+        img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, global_pool="avg", class_token=False
+    ),
     "average, norm first": dict(
-        img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, global_pool="avg", class_token=False, fc_norm=False
+        img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, global_pool="avg", class_token=False,
+        fc_norm=False,
     ),
     "average beside a class token": dict(
         img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, global_pool="avg"
@@ -44,7 +49,9 @@ TIMM = {
         img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, reg_tokens=4, global_pool="avg"
     ),
 }  # fmt: skip
-SAME_FORM = [name for name in TIMM if name not in ("no qkv bias", "average beside a class token") and "regis" not in name]
+SAME_FORM = [
+    name for name in TIMM if name not in ("no qkv bias", "average beside a class token") and "regis" not in name
+]
 HF = {
     "16/224": dict(hidden_size=192, num_attention_heads=3, num_hidden_layers=2, intermediate_size=768, num_labels=7),
     "32/384": dict(
@@ -128,7 +135,7 @@ def tensors(folder):
     return interop.files.read_tensors(Path(folder) / "model.safetensors")[0]
 
 
-# ------------------------------------------------------------------------------------------------------------- timm
+# ------------------------------------------------------------------------------------------ timm
 
 
 @timm_case
@@ -169,7 +176,7 @@ def test_back_to_timm(name, tmp_path):
         assert all(np.array_equal(before[key].view("u4"), after[key].view("u4")) for key in before)
 
 
-# ------------------------------------------------------------------------------------------------------------- Hugging Face
+# ------------------------------------------------------------------------------------------ Hugging Face
 
 
 @hf_case
@@ -229,7 +236,7 @@ def test_back_to_hugging_face(name, tmp_path):
     assert all(np.array_equal(before[key].view("u4"), after[key].view("u4")) for key in before)
 
 
-# ------------------------------------------------------------------------------------------------------------- ours
+# ------------------------------------------------------------------------------------------ ours
 
 
 def exported(format, tmp_path, **config):
@@ -241,7 +248,9 @@ def exported(format, tmp_path, **config):
     return classifier, tmp_path / "out"
 
 
-@pytest.mark.parametrize("config", [{}, dict(positions="2d"), dict(positions="sincos"), dict(positions="none", channels=3)])
+@pytest.mark.parametrize(
+    "config", [{}, dict(positions="2d"), dict(positions="sincos"), dict(positions="none", channels=3)]
+)
 def test_ours_to_hugging_face(config, tmp_path):
     classifier, folder = exported("hf", tmp_path, **config)
     transformers = libraries.transformers()

@@ -13,8 +13,8 @@ PACKAGE = Path(tinyvit.__file__).parent
 
 # The order in which to read. A folder stands for its files, which have an order of their own (below).
 ORDER = """
-    memory tensor gradcheck tape kernels ops convolution functional nn optim models data train classifier interpret viz
-    bench cli __init__ __main__
+    memory tensor gradcheck tape kernels ops convolution functional nn optim models data train interop classifier
+    interpret viz bench cli __init__ __main__
 """.split()
 INSIDE = {
     "kernels": """
@@ -35,8 +35,9 @@ INSIDE = {
         recipes shards checkpoint average metrics folder progress interrupt ranks loop runs finetune pretrain probe
         __init__
     """.split(),
+    "interop": "files layouts settings reading writing __init__".split(),
     "cli": """
-        shared reporting training finetuning trained figures plot tensorboard watching comparing machine words
+        shared reporting training finetuning trained exporting figures plot tensorboard watching comparing machine words
         __init__
     """.split(),
 }
@@ -97,7 +98,7 @@ def test_the_table_of_contents_is_in_this_order():
     assert chapters == [name for name in ORDER if not name.startswith("__")]
 
 
-@pytest.mark.parametrize("folder", ["kernels", "models", "data", "bench"])
+@pytest.mark.parametrize("folder", ["kernels", "models", "data", "bench", "interop"])
 def test_a_folders_table_of_contents_is_in_its_order(folder):
     """Those whose docstring has one: a name, two spaces or more, what it is about."""
     doc = importlib.import_module(f"tinyvit.{folder}").__doc__

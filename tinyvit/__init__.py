@@ -15,6 +15,7 @@ Reading order, which is also import order; each file opens with what it teaches:
     models/          the Vision Transformer, and what it is compared with: ResNet, hybrid, Image GPT and more
     data/            digits, MNIST, CIFAR, your folder; augmentation; batches; palettes
     train/           recipes, threads, checkpoints, the loop; fine-tuning; training without labels
+    interop/         models from elsewhere, and ours for elsewhere: Google's, timm's and Hugging Face's files
     classifier.py    a trained model that reads image files
     interpret.py     what a trained ViT has learned and what it looks at, as arrays
     viz/             the same as pictures
@@ -24,7 +25,7 @@ Reading order, which is also import order; each file opens with what it teaches:
 
 import importlib
 
-from tinyvit import data, functional, kernels, models, nn, ops, optim, tape, train
+from tinyvit import data, functional, interop, kernels, models, nn, ops, optim, tape, train
 from tinyvit.classifier import Classifier, load
 from tinyvit.gradcheck import gradcheck, jacobian
 from tinyvit.models import PRESETS, ViT, ViTConfig, vit
@@ -51,6 +52,7 @@ __all__ = [
     "differentiable",
     "functional",
     "gradcheck",
+    "interop",
     "jacobian",
     "kernels",
     "load",

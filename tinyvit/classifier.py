@@ -2,7 +2,7 @@
 
 Weights alone are half of a model. Fed with pixels scaled differently than in training they give confident
 nonsense, and no error. So a checkpoint carries both, and `load` gives back a thing that takes an image file and
-answers in words.
+answers in words; also of a published ViT's weights, as far as the files beside them say it (`interop/`).
 
 Chapter of the course: notebooks/07-training.ipynb.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from tinyvit.data.dataset import DataError, normalise
-from tinyvit.data.image import read_image
+from tinyvit.data.image import SQUASH, Preparation, read_image
+from tinyvit.interop import LAYOUTS, find_weights, is_ours, read
 from tinyvit.models import ImageModel, build, from_dict
 from tinyvit.nn import BatchNorm
 from tinyvit.train.checkpoint import CheckpointError
@@ -28,7 +29,8 @@ class Classifier:
     """What `load` returns.
 
     model: in eval mode. classes: their names. mean, std: per channel, of training images scaled to [0, 1].
-    data: the name of the data set. recipe: how it was trained. epochs_done: how far.
+    data: the name of the data set. recipe: how it was trained, None if elsewhere. epochs_done: how far.
+    prepare: how a picture gets the model's size. notes: what was assumed of a model from elsewhere, in sentences.
 
     Raises ValueError where these do not fit the model.
     """
@@ -38,8 +40,10 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: str
-    recipe: Recipe
+    recipe: Recipe | None
     epochs_done: int
+    prepare: Preparation = SQUASH
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         config = self.model.config
@@ -50,25 +54,36 @@ class Classifier:
         if not (np.isfinite([*self.mean, *self.std]).all() and min(self.std) > 0):
             raise ValueError(f"mean must be finite and std positive, got {self.mean} and {self.std}")
 
+    @property
+    def knows_classes(self):
+        """Whether there is a head."""
+        return getattr(self.model.config, "head", "") != "none"
+
     def normalise(self, images):
         """uint8 images (B, h, w, C) as the model wants them: float32, normalised."""
         return normalise(images, self.mean, self.std)
 
     def predict(self, images):
-        """Class probabilities (B, classes) of uint8 images (B, h, w, C)."""
+        """Class probabilities (B, classes) of uint8 images (B, h, w, C). Raises ValueError for a model without a head,
+        which knows no classes: fine-tuning gives it one."""
+        if not self.knows_classes:
+            raise ValueError("this model has no head, so it knows no classes; fine-tuning gives it one")
         return self.model.predict(self.normalise(images))
 
     def read(self, path):
-        """An image file as the model wants it, prepared as a folder's images are for training (`data/image.py`):
-        upright, grey or colour, squashed to the model's size.
+        """An image file as the model wants it, prepared as images were for training (`data/image.py`): upright, grey or
+        colour, squashed to the model's size, or what its `prepare` says.
 
-        Returns (uint8 array (h, w, C), note): the note is None, or says that the image was inverted. That happens where
-        a model trained on light strokes over dark ground gets ink on paper. Raises DataError for what is not an image.
+        Returns (uint8 array (h, w, C), note): the note is None, or says that not all of the image is seen, or that it
+        was inverted. That happens where a model trained on light strokes over dark ground gets ink on paper. Raises
+        DataError for what is not an image.
         """
         h, w = self.model.config.image_size
+        if self.model.config.channels not in (1, 3):
+            raise DataError(f"pictures have 1 or 3 channels, and the model reads {self.model.config.channels}")
         grey = self.model.config.channels == 1
         try:
-            pixels = read_image(path, (w, h), grey)
+            pixels = read_image(path, (w, h), grey, self.prepare)
         except FileNotFoundError:
             raise DataError(f"there is no image at {path}") from None
         except Exception as error:  # decoders raise anything at all on hostile bytes
@@ -76,15 +91,22 @@ class Classifier:
         border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         if grey and self.mean[0] < 0.5 and np.median(border) > 127:
             return 255 - pixels, "inverted: the model was trained on light strokes over a dark ground"
-        return pixels, None
+        return pixels, None if self.prepare.resize is None else "only its centre is seen: the model was trained so"
 
 
-def load(path):
-    """Read a run's folder, or a checkpoint file in it, into a Classifier.
+def load(path, heads=None):
+    """Read a trained model into a Classifier, in eval mode.
+
+    Args:
+        path: a run's folder, or a checkpoint file in it; or a ViT's weights as Google (.npz), timm or Hugging Face
+            (.safetensors, or a folder with it and its config.json) publish them.
+        heads: of attention, where no file says how many.
 
     Raises CheckpointError that says what is missing, damaged or does not fit.
     """
     path = Path(path)
+    if (path.exists() or path.suffix == ".npz") and not is_ours(path) and find_weights(path):
+        return _from_elsewhere(path, heads)
     file = path / CHECKPOINT if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise CheckpointError(f"{path} is not a run's folder: it holds no {CHECKPOINT}. `tinyvit train` makes one.")
@@ -112,6 +134,19 @@ def load(path):
         raise CheckpointError(f"{file}: weights and configuration do not fit: {error} is missing") from None
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: weights and configuration do not fit: {error}") from None
+
+
+def _from_elsewhere(path, heads):
+    """The Classifier of a ViT that was trained elsewhere."""
+    found = read(path, heads)
+    try:
+        _check_numbers(found.model)
+        return Classifier(
+            found.model.eval(), found.classes, found.mean, found.std, LAYOUTS[found.layout].title, None, 0,
+            found.prepare, found.notes,
+        )  # fmt: skip
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _check_shapes(weights, config):

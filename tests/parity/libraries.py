@@ -1,7 +1,7 @@
 """timm and transformers, imported as the tests need them.
 
-timm imports torchvision, of which its ViT uses nothing, and torchvision must match PyTorch's build: the one on PyPI is made
-for CUDA and does not load beside a CPU-only PyTorch. So timm is installed without what it depends on (`pip install
+timm imports torchvision, of which its ViT uses nothing, and torchvision must match PyTorch's build: the one on PyPI is
+made for CUDA and does not load beside a CPU-only PyTorch. So timm is installed without what it depends on (`pip install
 --no-deps timm`), and where torchvision is missing it is stood in for while timm is imported.
 """
 
@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 
 STOOD_IN = [
     "torchvision", *(f"torchvision.{part}" for part in (
-        "datasets", "models", "models.feature_extraction", "ops", "ops.misc", "transforms", "transforms.functional", "utils"
+        "datasets", "models", "models.feature_extraction", "ops", "ops.misc", "transforms", "transforms.functional",
+        "utils",
     ))
 ]  # fmt: skip
 

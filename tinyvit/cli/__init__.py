@@ -1,4 +1,5 @@
-"""The `tinyvit` command: train, finetune, eval, predict, figures, watch, report, compare, recipes, info, data, bench.
+"""The `tinyvit` command: train, finetune, eval, predict, figures, export, watch, report, compare, recipes, info, data,
+bench.
 
 A user's mistake gets one line and exit code 2 (the words of the command) or 1 (the world: data, disk, checkpoint); a
 traceback here would be our mistake. `words.py` lists the commands with their options; a command's own work stands in

@@ -10,7 +10,7 @@ AVERAGED = 128  # test images for the mean attention distance, as many as the pa
 
 
 def run_figures(options):
-    classifier = load(options.checkpoint)
+    classifier = load(options.checkpoint, options.heads)
     from tinyvit import interpret, viz
 
     if not interpret.has_attention(classifier.model):
@@ -19,6 +19,8 @@ def run_figures(options):
     failed = 0
     figures, parts = from_weights(classifier.model)
     try:
+        if not classifier.knows_classes:
+            raise data.DataError(f"{options.checkpoint} has no head")
         test = test_images(classifier, options.data)
     except data.DataError as error:
         if options.data:

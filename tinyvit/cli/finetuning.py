@@ -11,7 +11,12 @@ from tinyvit.train.ranks import job
 
 
 def run_finetune(options):
-    start = load(options.checkpoint)
+    if (options.data is None) == (options.data_too is None):
+        raise Mistake("required: DATA, the images to train on, once")
+    options.data = options.data or options.data_too
+    start = load(options.checkpoint, options.heads)
+    for note in start.notes:
+        complain(f"tinyvit finetune: {note}")
     if not isinstance(start.model, ViT):
         kind = start.model.config.kind
         return complain(f"tinyvit finetune: the model must be a ViT or a hybrid; {options.checkpoint} is a {kind}", 1)

@@ -34,6 +34,10 @@ def load_data(name, image_size=0):
 
 def data_for(classifier, asked):
     """The data set to test a classifier on: the one asked for, else the one that it was trained on."""
+    if classifier.recipe is None:
+        if not asked:
+            raise data.DataError("it was trained elsewhere, on data that its files do not name; name yours with --data")
+        return load_data(asked, classifier.model.config.image_size[0])
     name = asked or classifier.recipe.data
     if not asked and name not in data.NAMES and not Path(name).is_dir():
         raise data.DataError(f"it was trained on {name}, which is not here; name the data with --data")

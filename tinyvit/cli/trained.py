@@ -23,7 +23,11 @@ def run_eval(options):
 
 
 def run_predict(options):
-    classifier = load(options.checkpoint)
+    classifier = load(options.checkpoint, options.heads)
+    for note in classifier.notes:
+        complain(f"tinyvit predict: {note}")
+    if not classifier.knows_classes:
+        return complain(f"tinyvit predict: {options.checkpoint} has no head; `tinyvit finetune` gives it one", 1)
     from PIL import Image
 
     from tinyvit import interpret, viz

@@ -5,6 +5,7 @@ import argparse
 import tinyvit
 from tinyvit import data, nn
 from tinyvit.cli.comparing import run_compare
+from tinyvit.cli.exporting import FORMATS, run_export
 from tinyvit.cli.figures import run_figures
 from tinyvit.cli.finetuning import run_finetune
 from tinyvit.cli.machine import run_bench, run_data, run_info
@@ -14,6 +15,12 @@ from tinyvit.cli.trained import run_eval, run_predict
 from tinyvit.cli.training import run_recipes, run_train
 from tinyvit.cli.watching import run_watch
 from tinyvit.train.finetune import FINETUNING
+
+TRAINED = "a run's folder or checkpoint, or published weights (.npz, .safetensors or their folder)"
+
+
+def add_heads(sub):
+    sub.add_argument("--heads", type=positive, help="of attention, for published weights whose files do not say")
 
 
 def parser():
@@ -81,12 +88,18 @@ def parser():
     sub = command(
         "finetune", run_finetune, "train a trained ViT further, on other data or larger images",
         "  tinyvit finetune runs/digits-1 digits --image-size 16\n"
-        "  tinyvit finetune runs/mnist-1 fashion --epochs 5",
+        "  tinyvit finetune runs/mnist-1 fashion --epochs 5\n"
+        "  tinyvit finetune downloaded-vit path/to/pictures   published weights in their folder, your images in theirs",
     )  # fmt: skip
-    sub.add_argument("checkpoint", metavar="RUN", help="a run's folder or checkpoint, of a ViT or a hybrid")
-    sub.add_argument("data", metavar="DATA", help=f"{', '.join(data.NAMES)}, or a folder of images")
+    sub.add_argument("checkpoint", metavar="RUN", help=f"{TRAINED}, of a ViT or a hybrid")
+    sub.add_argument("data", metavar="DATA", nargs="?", help=f"{', '.join(data.NAMES)}, or a folder of images")
     add = sub.add_argument
-    add("--image-size", type=int, help="resize the images to this side; the patches keep their size (the data's own)")
+    add("--data", dest="data_too", metavar="DATA", help="the same as DATA")
+    add(
+        "--image-size", type=int,
+        help="resize the images to this side; the patches keep their size (the data's own; a published model's)",
+    )  # fmt: skip
+    add_heads(sub)
     add(
         "--mode", choices=nn.resolution.MODES, default="corners",
         help="how positions are interpolated: corners (the paper's code), bilinear or bicubic",
@@ -109,9 +122,11 @@ def parser():
 
     sub = command(
         "predict", run_predict, "say what is on pictures, and draw where the model looked",
-        "  tinyvit predict runs/mnist-1 seven.png --top 3",
+        "  tinyvit predict runs/mnist-1 seven.png --top 3\n"
+        "  tinyvit predict Ti_16.npz cat.jpg              weights as Google, timm or Hugging Face publish them",
     )  # fmt: skip
-    sub.add_argument("checkpoint", metavar="RUN", help="a run's folder or checkpoint")
+    sub.add_argument("checkpoint", metavar="RUN", help=TRAINED)
+    add_heads(sub)
     sub.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     sub.add_argument("--top", type=positive, default=5, help="how many classes to name (5)")
     sub.add_argument("--out", metavar="FOLDER", type=folder, default=".", help="where IMAGE-attention.png goes (here)")
@@ -120,10 +135,23 @@ def parser():
         "figures", run_figures, "draw what a trained ViT has learned and where it looks, into the run's folder",
         "  tinyvit figures runs/mnist-1\n  tinyvit figures runs/mnist-1 --images 20 --out pictures",
     )  # fmt: skip
-    sub.add_argument("checkpoint", metavar="RUN", help="a run's folder or checkpoint, of a ViT or a hybrid")
+    sub.add_argument("checkpoint", metavar="RUN", help=f"{TRAINED}, of a ViT or a hybrid")
+    add_heads(sub)
     sub.add_argument("--images", type=positive, default=10, help="how many test images to draw attention over (10)")
     sub.add_argument("--data", help="other data of the same kind than it was trained on")
     sub.add_argument("--out", metavar="FOLDER", type=folder, help="where the figures go (RUN/figures)")
+
+    sub = command(
+        "export", run_export, "write a trained ViT as other libraries read it",
+        "  tinyvit export runs/mnist-1 --format hf            ViTForImageClassification.from_pretrained(the folder)\n"
+        "  tinyvit export Ti_16.npz --format timm --out ti    timm.create_model('local-dir:ti', pretrained=True)",
+    )  # fmt: skip
+    sub.add_argument("checkpoint", metavar="RUN", help=TRAINED)
+    add_heads(sub)
+    sub.add_argument(
+        "--format", required=True, choices=FORMATS, help="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
+    )
+    sub.add_argument("--out", metavar="PATH", help="the folder, new or empty, or the file (beside the weights)")
 
     sub = command(
         "watch", run_watch, "draw the curves of a run in the terminal while it goes on in another one",

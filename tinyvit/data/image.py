@@ -5,8 +5,9 @@ asked about cropped ones sees shapes that it never saw, and no error says so. He
 to resize, for files and for data sets alike.
 
 It decides once: the whole picture is squashed to the size asked for, as the paper's code does when it tests, so
-that nothing at the edge is lost. What is transparent shows white paper. A model that was trained elsewhere must be shown
-what it was shown there, which a `Preparation` says: ImageNet's usual test keeps the proportions and cuts out the centre.
+that nothing at the edge is lost. What is transparent shows white paper. A model that was trained elsewhere must be
+shown what it was shown there, which a `Preparation` says: ImageNet's usual test keeps the proportions and cuts out the
+centre.
 """
 
 import contextlib
@@ -53,7 +54,9 @@ class Preparation:
             shortest = min(image.size)
             between = tuple(int(self.resize * side / shortest) for side in image.size)
             if max(between) > MOST_SIDE:
-                raise ValueError(f"it is {image.size[0]}×{image.size[1]} pixels, too long and thin to cut out its centre")
+                raise ValueError(
+                    f"it is {image.size[0]}×{image.size[1]} pixels, too long and thin to cut out its centre"
+                )
         else:
             between = self.resize[::-1]
         left, top = (round((side - wanted) / 2) for side, wanted in zip(between, size, strict=True))
@@ -75,9 +78,9 @@ def read_header(path):
 def read_image(path, size, grey, prepare=SQUASH):
     """The image as a uint8 array (h, w, C): `size` is (w, h), C is 1 if `grey`, else 3.
 
-    It is turned as the camera's note says, laid over white and prepared: by default squashed, with a triangle filter that
-    averages over all pixels it merges (bilinear). Of 16-bit grey the upper 8 bits are kept; of an animation the first
-    frame.
+    It is turned as the camera's note says, laid over white and prepared: by default squashed, with a triangle filter
+    that averages over all pixels it merges (bilinear). Of 16-bit grey the upper 8 bits are kept; of an animation the
+    first frame.
 
     Raises ValueError for pixels that have no fixed range (32-bit integers, floats), and on hostile bytes whatever
     Pillow raises, which can be anything; above its decompression-bomb limit that is an error, not a warning.

@@ -1,14 +1,14 @@
 """Models from elsewhere, and ours for elsewhere: formats of other libraries, read and written. In reading order:
 
-    files      safetensors and npz, read without running or believing anything in them
-    layouts    how Google, timm and Hugging Face name and turn the same parameters: one table each, for both directions
-    settings   what weights do not say: heads, class names, how pictures are prepared
-    reading    from a file to a model
-    writing    from a model to a file
+files      safetensors and npz, read without running or believing anything in them
+layouts    how Google, timm and Hugging Face name and turn the same parameters: one table each, for both directions
+settings   what weights do not say: heads, class names, how pictures are prepared
+reading    from a file to a model
+writing    from a model to a file
 """
 
 from tinyvit.interop.layouts import LAYOUTS
-from tinyvit.interop.reading import Foreign, find_weights, read
+from tinyvit.interop.reading import Foreign, find_weights, is_ours, read
 from tinyvit.interop.writing import WRITERS, theirs, write
 
-__all__ = ["Foreign", "LAYOUTS", "WRITERS", "find_weights", "read", "theirs", "write"]
+__all__ = ["Foreign", "LAYOUTS", "WRITERS", "find_weights", "is_ours", "read", "theirs", "write"]

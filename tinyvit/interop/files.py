@@ -1,15 +1,15 @@
 """Files of weights from anywhere: safetensors and npz, read without running or believing anything in them.
 
-Both are the same idea: a list of names, types and shapes, then raw numbers. (A pickle, which is what a .pth or .bin file
-is, is a program that makes the weights when it runs, or does anything else. None is opened here.) The list says how much
-memory to take, and a file from elsewhere may lie. So first the list is compared with the size of the file, and only then
-are numbers read; what does not fit is a CheckpointError.
+Both are the same idea: a list of names, types and shapes, then raw numbers. (A .pth or .bin file is a pickle, a program
+that makes the weights when it runs, or does anything else. None is opened here.) The list says how much memory to take,
+and a file from elsewhere may lie. So first the list is compared with the size of the file, and only then are numbers
+read; what does not fit is a CheckpointError.
 
     safetensors   8 bytes: the length of the list; the list as JSON; the numbers, one array after the other
     npz           a zip file with one .npy file an array: a line of text that says type and shape, then the numbers
 
-bfloat16, which NumPy has not, is the upper half of a float32: it is kept as two bytes a number ("V2") until `as_float32`
-puts the lower half, zeros, behind it.
+bfloat16, which NumPy has not, is the upper half of a float32: it is kept as two bytes a number ("V2") until
+`as_float32` puts the lower half, zeros, behind it.
 
 Chapter of the course: notebooks/13-real-weights.ipynb.
 """
@@ -70,8 +70,8 @@ def read_json(path):
 def refuse_pickles(path):
     if Path(path).suffix.lower() in PICKLES:
         raise CheckpointError(
-            f"{path} is a pickle, a program that runs when it is loaded, and tinyvit runs none. Convert it where you trust "
-            "it, with PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+            f"{path} is a pickle, a program that runs when it is loaded, and tinyvit runs none. Convert it, if you "
+            "trust it, with PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
         )
 
 
@@ -86,7 +86,9 @@ def _reading(path):
         raise CheckpointError(f"there is no checkpoint at {path}") from None
     except (Exception, RecursionError) as error:  # json, zipfile and NumPy raise a dozen kinds
         reason = getattr(error, "strerror", None) or str(error).splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(f"{path} cannot be read as weights: {reason if isinstance(reason, str) else reason[0]}") from None
+        raise CheckpointError(
+            f"{path} cannot be read as weights: {reason if isinstance(reason, str) else reason[0]}"
+        ) from None
 
 
 def _table(text):
@@ -117,7 +119,9 @@ def _read_safetensors(path):
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MOST_TEXT):
-            raise ValueError(f"it is no whole safetensors file, nor npz: a list of {length:,} bytes in a file of {size:,}")
+            raise ValueError(
+                f"it is no whole safetensors file, nor npz: a list of {length:,} bytes in a file of {size:,}"
+            )
         table = _table(file.read(length))
     remarks = table.pop("__metadata__", {})
     if not isinstance(remarks, dict):

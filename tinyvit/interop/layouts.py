@@ -5,10 +5,10 @@ table a layout says both, in the form
 
     theirs = ours.reshape(shape).transpose(axes)
 
-and so serves in both directions: `Entry.write` computes it, `Entry.read` undoes it. Our weights are (in, out) and patches
-are flattened (row, column, channel), as in Google's files: there a reshape is all. PyTorch's weights are (out, in), its
-patches a convolution's (D, C, P, P): axes change places. Ours packs query, key and value into one matrix (D, 3 D), so
-does timm; the others keep three, so that each is a `part` of ours.
+and so serves in both directions: `Entry.write` computes it, `Entry.read` undoes it. Our weights are (in, out) and
+patches are flattened (row, column, channel), as in Google's files: there a reshape is all. PyTorch's weights are
+(out, in), its patches a convolution's (D, C, P, P): axes change places. Ours packs query, key and value into one matrix
+(D, 3 D), so does timm; the others keep three, so that each is a `part` of ours.
 
 Old and new spellings of a layout are respelled into one first. Names as in google-research/vision_transformer and
 big_vision, timm 1.0 and transformers 4 and 5 (which renamed the modules, not the files).
@@ -24,7 +24,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Entry:
-    """One array of theirs. ours, theirs: names. shape, axes: see above. part: which third of ours it is, None for all."""
+    """One array of theirs. ours, theirs: names. shape, axes: see above. part: which third of ours; None: all of it."""
 
     ours: str
     theirs: str
@@ -147,8 +147,8 @@ class Layout:
     """A layout as the reader needs it.
 
     title: for sentences. table: of a ViTConfig, its entries. patches, positions, block, hidden, head: the arrays whose
-    sides say a model's size; by the patch embedding a file is known; `block` begins the names of layer {i}, `hidden` goes
-    on to its MLP. prefixes: what may stand before all names. spellings: (pattern, replacement) from other spellings.
+    sides say a model's size; by the patch embedding a file is known; `block` begins the names of layer {i}, `hidden`
+    goes on to its MLP. prefixes: what may stand before all names. spellings: (pattern, replacement) from others.
     """
 
     title: str
@@ -179,7 +179,8 @@ class Layout:
 LAYOUTS = {
     "google": Layout(
         "Google's ViT (vit_jax, big_vision)", google, "embedding/kernel",
-        "Transformer/posembed_input/pos_embedding", "Transformer/encoderblock_{i}/", "MlpBlock_3/Dense_0/kernel", "head/kernel",
+        "Transformer/posembed_input/pos_embedding", "Transformer/encoderblock_{i}/", "MlpBlock_3/Dense_0/kernel",
+        "head/kernel",
         ("", "opt/target/", "params/", "params/img/", "img/"),
         (  # big_vision's
             (r"^pos_embedding$", "Transformer/posembed_input/pos_embedding"),
@@ -195,7 +196,8 @@ LAYOUTS = {
     ),
     "hf": Layout(
         "Hugging Face's ViT", hugging_face, "vit.embeddings.patch_embeddings.projection.weight",
-        "vit.embeddings.position_embeddings", "vit.encoder.layer.{i}.", "intermediate.dense.weight", "classifier.weight",
+        "vit.embeddings.position_embeddings", "vit.encoder.layer.{i}.", "intermediate.dense.weight",
+        "classifier.weight",
         ("",),
         (
             (r"^(?=embeddings|encoder|layers|layernorm|pooler)", "vit."),  # a ViTModel alone

@@ -10,6 +10,7 @@ Nothing is allocated before the third step has found no problem: then the model 
 Chapter of the course: notebooks/13-real-weights.ipynb.
 """
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tinyvit.interop.layouts import LAYOUTS
 from tinyvit.interop.settings import HEADS, google_settings, hf_settings, timm_settings
 from tinyvit.models import ViT, ViTConfig
 from tinyvit.train.checkpoint import CheckpointError
+from tinyvit.train.folder import BEST, CHECKPOINT
 from tinyvit.train.loop import check_memory
 
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
@@ -66,6 +68,18 @@ def find_weights(path):
     found = found or [file for ending in ("*.safetensors", "*.npz") for file in sorted(path.glob(ending))]
     found = found or sorted(path.glob("pytorch_model*.bin"))
     return found[0] if found else None
+
+
+def is_ours(path):
+    """Whether it is a run's folder or a checkpoint of ours, whole or damaged, by its name or the remark in it."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / CHECKPOINT).is_file()
+    if path.name in (CHECKPOINT, BEST):
+        return True
+    with contextlib.suppress(CheckpointError):
+        return "tinyvit" in read_tensors(path)[1]
+    return False
 
 
 def read(path, heads=None):
@@ -215,7 +229,9 @@ def _measured(layout, tensors, settings, heads):
         classes=_sides(tensors, at.head, 2, turned)[1] if at.head in tensors else D,
     )  # fmt: skip
     stated = settings.sizes if at.head in tensors else settings.sizes | {"classes": None}
-    if wrong := [f"{name} {stated[name]}, not {size[name]}" for name in stated if stated[name] not in (None, size[name])]:
+    if wrong := [
+        f"{name} {stated[name]}, not {size[name]}" for name in stated if stated[name] not in (None, size[name])
+    ]:
         raise CheckpointError(f"config.json must describe the arrays beside it, and says {'; '.join(wrong)}")
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     if layout == "google":
@@ -225,7 +241,8 @@ def _measured(layout, tensors, settings, heads):
     return check_memory(
         ViTConfig(
             image_size=_image_size(settings, N, P), **size, heads=_heads(settings, heads, D), registers=registers,
-            gelu_tanh=settings.gelu_tanh, eps=settings.eps, pool=settings.pool, head=kind if at.head in tensors else "none",
+            gelu_tanh=settings.gelu_tanh, eps=settings.eps, pool=settings.pool,
+            head=kind if at.head in tensors else "none",
         ),
         batch_size=1,
     )  # fmt: skip

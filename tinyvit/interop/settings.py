@@ -1,8 +1,8 @@
 """What weights do not say: heads, GELU's form, class names, how pictures are prepared; from config.json and its like.
 
-Of arrays one can see the width, the depth, the patch, but not how many heads share the width, nor what was subtracted from
-the pixels. Hugging Face and timm put that into JSON files beside the weights; Google's files say none of it, and what
-vit_jax does holds for them. Where nobody says, a convention is taken, and a line in `notes` says so.
+Of arrays one can see the width, the depth, the patch, but not how many heads share the width, nor what was subtracted
+from the pixels. Hugging Face and timm put that into JSON files beside the weights; Google's files say none of it, and
+what vit_jax does holds for them. Where nobody says, a convention is taken, and a line in `notes` says so.
 
 A setting is believed only where it agrees with the arrays (`reading.py` compares them), and each value is checked.
 

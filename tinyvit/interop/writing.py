@@ -5,9 +5,9 @@
     google   a .npz with the names of vit_jax
     onnx     a graph for any runtime, see `onnx.py`
 
-A format holds what its library can compute. Positions are written as the table that is added, whatever made it; relative
-ones, which have no table, a convolutional stem, or a head that the library lacks are refused in a sentence. What the
-file cannot say and only moves the last digits (GELU's form, layer norm's eps) is written, and a note says so.
+A format holds what its library can compute. Positions are written as the table that is added, whatever made it;
+relative ones, which have no table, a convolutional stem, or a head that the library lacks are refused in a sentence.
+What the file cannot say and only moves the last digits (GELU's form, layer norm's eps) is written, with a note.
 
 Chapter of the course: notebooks/13-real-weights.ipynb.
 """
@@ -85,7 +85,11 @@ def write_google(path, classifier):
     c, packed = classifier.model.config, io.BytesIO()
     np.savez(packed, **theirs(classifier.model, "google"))
     write_atomically(path, packed.getvalue())
-    notes = [] if c.gelu_tanh else ["vit_jax takes the tanh form of GELU and this model has the exact one: last digits differ"]
+    notes = (
+        []
+        if c.gelu_tanh
+        else ["vit_jax takes the tanh form of GELU and this model has the exact one: last digits differ"]
+    )
     notes += [_eps(c, "vit_jax", 1e-6)] if c.eps != 1e-6 else []
     return [*notes, "a .npz has no names of classes and no mean and std: vit_jax maps pixels to -1 … 1"]
 
@@ -154,7 +158,12 @@ def _crop_pct(resize, size):
         return 1.0, "squash"
     sides, mode = ((resize,), "center") if isinstance(resize, int) else (resize, "squash")
     kept = size[0] / (sides[0] + 0.5)
-    if kept > 1 or len(sides) == 1 and size[0] != size[1] or any(int(a / kept) != b for a, b in zip(size, sides, strict=False)):
+    if (
+        kept > 1
+        or len(sides) == 1
+        and size[0] != size[1]
+        or any(int(a / kept) != b for a, b in zip(size, sides, strict=False))
+    ):
         raise ValueError(f"timm cannot say that pictures are resized to {resize} before {size} are cut out")
     return kept, mode
 

@@ -35,7 +35,6 @@ from tinyvit.nn import (
 )
 from tinyvit.nn.positions import KINDS, absolute_positions, shifts
 
-
 POOLS = ("class", "average", "average-norm")
 HEADS = ("linear", "mlp", "none")
 
@@ -99,7 +98,9 @@ class ViTConfig:
         if not 0 < self.eps < 1:
             raise ValueError(f"eps must be in (0, 1), got {self.eps}")
         if self.head == "none" and self.classes != self.width:
-            raise ValueError(f"without a head the outputs are the width, {self.width} numbers; got classes={self.classes}")
+            raise ValueError(
+                f"without a head the outputs are the width, {self.width} numbers; got classes={self.classes}"
+            )
 
     @property
     def pixels(self):

@@ -13,7 +13,7 @@ Chapter of the course: notebooks/10-higher-resolution.ipynb.
 
 from dataclasses import replace
 
-from tinyvit.models import ViT, at_resolution
+from tinyvit.models import PRESETS, ViT, at_resolution
 from tinyvit.models.resolution import enlarged
 from tinyvit.train.loop import check_memory, check_splits, fit
 
@@ -26,8 +26,14 @@ FINETUNING = dict(
 
 def finetuning_recipe(recipe, start):
     """A recipe for training made one for fine-tuning the Classifier `start`: batches and geometric augmentation stay
-    the data's, the model is the start's, the rest is the paper's."""
-    return replace(recipe, preset=start.recipe.preset, patch=start.recipe.patch, **FINETUNING)
+    the data's, the model is the start's, the rest is the paper's. For a model from elsewhere the images get its size,
+    and the preset named is the one of its width and depth, where there is one."""
+    if start.recipe is not None:
+        return replace(recipe, preset=start.recipe.preset, patch=start.recipe.patch, **FINETUNING)
+    c = start.model.config
+    like = [name for name, p in PRESETS.items() if p.kind == c.kind and (p.width, p.depth) == (c.width, c.depth)]
+    (preset, *_), size = [*like, recipe.preset], c.image_size[0] if len(set(c.image_size)) == 1 else 0
+    return replace(recipe, preset=preset, patch=c.patch, image_size=recipe.image_size or size, **FINETUNING)
 
 
 def begin(start, dataset, recipe, mode="corners"):
