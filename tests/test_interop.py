@@ -1,8 +1,8 @@
 """Weights of Google's, timm's and Hugging Face's ViTs become ours and go back; no library is needed here.
 
-`parity/interop/` holds small models that timm and transformers have saved, with their logits (`parity/make_interop.py`);
-Google's layout is built here from known arrays, with a forward pass written out from vit_jax. `test_interop_live.py`
-compares with the libraries themselves.
+`parity/interop/` holds small models that timm and transformers have saved, with their logits (`make_interop.py` beside
+it); Google's layout is built here from known arrays, with a forward pass written out from vit_jax.
+`test_interop_live.py` compares with the libraries themselves.
 """
 
 import json

@@ -71,7 +71,8 @@ def refuse_pickles(path):
     if Path(path).suffix.lower() in PICKLES:
         raise CheckpointError(
             f"{path} is a pickle, a program that runs when it is loaded, and tinyvit runs none. Convert it, if you "
-            "trust it, with PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+            "trust it, where PyTorch is: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+            "'model.safetensors')"
         )
 
 
@@ -84,11 +85,9 @@ def _reading(path):
         raise
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
-    except (Exception, RecursionError) as error:  # json, zipfile and NumPy raise a dozen kinds
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(
-            f"{path} cannot be read as weights: {reason if isinstance(reason, str) else reason[0]}"
-        ) from None
+    except Exception as error:  # json, zipfile and NumPy raise a dozen kinds
+        reason = str(getattr(error, "strerror", None) or error) or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as weights: {reason.splitlines()[0][:200]}") from None
 
 
 def _table(text):

@@ -114,7 +114,7 @@ def _all_shards(index):
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard or "\\" in shard or len(tensors) > 100_000:
             raise CheckpointError(f"{index} must name files beside it, got {shard[:60]!r}")
-        refuse_pickles(shard)
+        refuse_pickles(index.parent / shard)
         tensors |= read_tensors(index.parent / shard)[0]
     return tensors
 

@@ -19,6 +19,7 @@ from tinyvit.train.checkpoint import CheckpointError
 
 # timm's published widths whose heads are not 64 numbers wide: so400m, H/14, g/14, G/14, and its tiny test models.
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 64: 2, 96: 3}
+LARGE = 2**31  # no setting is so large
 GELU_TANH = {"gelu": False, "gelu_new": True, "gelu_pytorch_tanh": True, "gelu_tanh": True}
 
 
@@ -188,7 +189,7 @@ class _Table:
         return self._checked(key, default, lambda x: isinstance(x, str), "a text")
 
     def whole(self, key, default=None):
-        return self._checked(key, default, lambda x: type(x) is int and x >= 0, "a whole number")
+        return self._checked(key, default, lambda x: type(x) is int and 0 <= x < LARGE, "a whole number")
 
     def number(self, key, default=None):
         return self._checked(key, default, _finite, "a number")
@@ -204,7 +205,7 @@ class _Table:
         """A side, or (height, width), as a pair."""
         value = self.any(key)
         sides = value if isinstance(value, list) else [value, value]
-        if value is not None and (len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides)):
+        if value is not None and (len(sides) != 2 or not all(type(side) is int and 0 < side < LARGE for side in sides)):
             raise CheckpointError(f"{self.name}: {key} must be one or two whole numbers, got {str(value)[:60]!r}")
         return None if value is None else tuple(sides)
 
@@ -228,4 +229,4 @@ class _Table:
 
 
 def _finite(value):
-    return type(value) in (int, float) and abs(value) < 1e30  # false for NaN
+    return type(value) in (int, float) and abs(value) < LARGE  # false for NaN
