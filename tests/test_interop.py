@@ -171,7 +171,7 @@ def test_a_file_alone(tmp_path):
     shutil.copy(STORED / "hf" / "model.safetensors", tmp_path / "hf.safetensors")
     classifier = tinyvit.load(tmp_path / "vit.safetensors", heads=3)
     assert same_weights(classifier.model, tinyvit.load(STORED / "timm").model)
-    assert classifier.notes == ("mean and std of the pixels are assumed to be 0.5",)
+    assert classifier.notes == ("no file says how pictures are prepared; squashed, mean and std 0.5 is assumed",)
     assert any("1 assumed" in note for note in tinyvit.load(tmp_path / "vit.safetensors").notes)
     with pytest.raises(CheckpointError, match="need their config.json"):
         tinyvit.load(tmp_path / "hf.safetensors")
@@ -182,7 +182,7 @@ def test_a_file_alone(tmp_path):
 def test_what_is_missing_unexpected_and_misshapen_is_one_error(tmp_path):
     shutil.copytree(STORED / "timm", tmp_path / "vit")
     arrays = safetensors.numpy.load_file(tmp_path / "vit" / "model.safetensors")
-    del arrays["blocks.1.norm1.bias"]
+    del arrays["blocks.1.norm1.bias"], arrays["blocks.0.attn.qkv.bias"]
     arrays["head.bias"] = arrays["head.bias"][:2]
     arrays["teacher.weight"] = np.zeros((2, 3), np.float32)
     arrays["norm.bias"] = arrays["norm.bias"].astype(np.int32)
@@ -190,7 +190,9 @@ def test_what_is_missing_unexpected_and_misshapen_is_one_error(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         tinyvit.load(tmp_path / "vit")
     for words in (
-        "looks like timm's VisionTransformer with", "missing: blocks.1.norm1.bias (24,)", "unexpected: teacher.weight",
+        "looks like timm's VisionTransformer", "missing: blocks.1.norm1.bias (24,)",
+        "missing: blocks.0.attn.qkv.bias (72,)",
+        "of width 24, depth 2, with patches of 8×8", "unexpected: teacher.weight",
         "head.bias must be (5,), got (2,)", "norm.bias must be floating-point numbers, got int32",
     ):  # fmt: skip
         assert words in str(caught.value)
@@ -199,7 +201,7 @@ def test_what_is_missing_unexpected_and_misshapen_is_one_error(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("blocks.0.ls1.gamma", "layer scale"),
+        ("blocks.0.layer_scale.gamma", "layer scale"),
         ("blocks.0.attn.q_norm.weight", "norms of queries and keys"),
         ("dist_token", "a distillation token"),
         ("attn_pool.q.weight", "pools by attention"),

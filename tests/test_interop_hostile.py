@@ -279,7 +279,8 @@ KEYS = {
     ("hf", "preprocessor_config.json"): "size resample image_mean image_std rescale_factor crop_size".split(),
     ("timm", "config.json"): """model_args.num_heads model_args.embed_dim model_args.depth model_args.patch_size
         model_args.img_size model_args.global_pool model_args.act_layer model_args pretrained_cfg.mean
-        pretrained_cfg.std pretrained_cfg.crop_pct pretrained_cfg.crop_mode pretrained_cfg.interpolation pretrained_cfg.input_size
+        pretrained_cfg.std pretrained_cfg.crop_pct
+        pretrained_cfg.crop_mode pretrained_cfg.interpolation pretrained_cfg.input_size
         label_names architecture num_classes""".split(),
 }  # fmt: skip
 RIGHT = {  # wrong values that are not wrong there, or that say nothing

@@ -31,6 +31,7 @@ TIMM = {
     ),
     "tanh": dict(img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, act_layer="gelu_tanh"),
     "no qkv bias": dict(img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, qkv_bias=False),
+    "layer scale": dict(img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, init_values=0.1),
     "average": dict(
         img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, global_pool="avg", class_token=False
     ),
@@ -49,8 +50,14 @@ TIMM = {
         img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4, reg_tokens=4, global_pool="avg"
     ),
 }  # fmt: skip
-SAME_FORM = [
-    name for name in TIMM if name not in ("no qkv bias", "average beside a class token") and "regis" not in name
+SAME_FORM = [  # the others are folded into ours
+    "16/224",
+    "32/384",
+    "no head",
+    "grey, wide MLP",
+    "tanh",
+    "average",
+    "average, norm first",
 ]
 HF = {
     "16/224": dict(hidden_size=192, num_attention_heads=3, num_hidden_layers=2, intermediate_size=768, num_labels=7),
@@ -132,7 +139,7 @@ def theirs_of_hf(model, images):
 
 
 def tensors(folder):
-    return interop.files.read_tensors(Path(folder) / "model.safetensors")[0]
+    return interop.files.read_tensors(Path(folder) / "model.safetensors")
 
 
 # ------------------------------------------------------------------------------------------ timm

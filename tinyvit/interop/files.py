@@ -47,16 +47,26 @@ def is_floating(array):
 
 
 def read_tensors(path):
-    """{name: array} and a dict of remarks, from a safetensors or an npz file, by what it begins with.
+    """{name: array} of a safetensors or an npz file, which one it is by what it begins with.
 
     Arrays of a safetensors file are views of the file, read when used. Raises CheckpointError that says what is wrong.
     """
     path = Path(path)
     refuse_pickles(path)
     with _reading(path):
-        with open(path, "rb") as file:
-            start = file.read(4)
-        return (_read_npz(path), {}) if start == b"PK\x03\x04" else _read_safetensors(path)
+        return _read_npz(path) if _is_zip(path) else _read_safetensors(path)[0]
+
+
+def read_remarks(path):
+    """The table of texts that a safetensors file may hold besides its arrays; of an npz an empty one. Raises
+    CheckpointError as `read_tensors` does."""
+    with _reading(path):
+        return {} if _is_zip(path) else _read_safetensors(path)[1]
+
+
+def _is_zip(path):
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def read_json(path):

@@ -5,7 +5,7 @@
     table  ->  problems      each array that is missing, unexpected or misshapen, in one error
            ->  a ViT         entry by entry, as float32
 
-Nothing is allocated before the third step has found no problem: then the model is as large as the file.
+The model is made after the third step has found no problem: then it is as large as the file.
 
 Chapter of the course: notebooks/13-real-weights.ipynb.
 """
@@ -16,10 +16,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from tinyvit.data.image import Preparation
-from tinyvit.interop.files import as_float32, is_floating, read_json, read_tensors, refuse_pickles
+from tinyvit.interop.files import as_float32, is_floating, read_json, read_remarks, read_tensors, refuse_pickles
+from tinyvit.interop.folding import fold, is_square, layers
 from tinyvit.interop.layouts import LAYOUTS
 from tinyvit.interop.settings import HEADS, google_settings, hf_settings, timm_settings
 from tinyvit.models import ViT, ViTConfig
@@ -27,13 +26,14 @@ from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.folder import BEST, CHECKPOINT
 from tinyvit.train.loop import check_memory
 
+SETTINGS = {"google": google_settings, "timm": timm_settings, "hf": hf_settings}
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 
 # What else files hold: a part of a name, and why a ViT of ours cannot take it.
 STRANGERS = (
     (r"^conv_root/", "a hybrid on a ResNet with bottleneck blocks and a 7×7 root; ours has neither"),
     (r"^MAPHead_0/|^attn_pool\.", "a head that pools by attention; ours reads the class token or the average"),
-    (r"\.ls[12]\.|layer_scale", "layer scale, a factor behind each part of a block; our blocks have none"),
+    (r"layer_scale", "layer scale, a factor behind each part of a block; our blocks have none"),
     (r"\.[qk]_norm\.", "norms of queries and keys; our attention has none"),
     (r"dist_token|head_dist|distillation", "a distillation token, a second class token; ours has one"),
     (r"^norm_pre\.", "a norm before the first block; ours has none"),
@@ -78,7 +78,7 @@ def is_ours(path):
     if path.name in (CHECKPOINT, BEST):
         return True
     with contextlib.suppress(CheckpointError):
-        return "tinyvit" in read_tensors(path)[1]
+        return "tinyvit" in read_remarks(path)
     return False
 
 
@@ -94,15 +94,17 @@ def read(path, heads=None):
     file = find_weights(path)
     if file is None:
         raise CheckpointError(f"{path} holds no weights: no {WEIGHTS}, no other .safetensors and no .npz")
-    tensors = _all_shards(file) if file.name.endswith(".json") else read_tensors(file)[0]
+    tensors = _all_shards(file) if file.name.endswith(".json") else read_tensors(file)
     name, tensors = _recognised(file, tensors)
+    size = f", {len(tensors)} arrays"
     try:
         settings = SETTINGS[name](file.parent)
-        tensors, settings.pool = PREPARED[name](tensors, settings)
+        fold(name, tensors, settings)
         config = _measured(name, tensors, settings, heads)
+        size = f" of width {config.width}, depth {config.depth}, with patches of {config.patch}×{config.patch}"
         return _built(name, config, tensors, settings)
     except (CheckpointError, ValueError) as error:
-        raise CheckpointError(f"{file} looks like {LAYOUTS[name].title}{_size(tensors)}: {error}") from None
+        raise CheckpointError(f"{file} looks like {LAYOUTS[name].title}{size}: {error}") from None
 
 
 def _all_shards(index):
@@ -115,7 +117,7 @@ def _all_shards(index):
         if Path(shard).name != shard or "\\" in shard or len(tensors) > 100_000:
             raise CheckpointError(f"{index} must name files beside it, got {shard[:60]!r}")
         refuse_pickles(index.parent / shard)
-        tensors |= read_tensors(index.parent / shard)[0]
+        tensors |= read_tensors(index.parent / shard)
     return tensors
 
 
@@ -134,85 +136,6 @@ def _recognised(file, tensors):
     raise CheckpointError(f"{file} must hold a ViT, with an array called {known}; found {found} …")
 
 
-# ---------------------------------------------------------------------------------------------- into the table's form
-
-
-def _google(tensors, settings):
-    """Layers that lie in one array, "scan", made one array each; positions of a class token that has none."""
-    for name in [name for name in tensors if "/encoderblock/" in name]:
-        layers = tensors.pop(name)
-        for i in range(len(layers) if layers.ndim else 0):
-            tensors[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = layers[i]
-            if i > 1000:
-                raise CheckpointError("there are more than 1,000 layers in it")
-    if "cls" in tensors:
-        _first_places(tensors, "cls", "Transformer/posembed_input/pos_embedding", settings)
-    return tensors, "class" if "cls" in tensors else "average"
-
-
-def _timm(tensors, settings):
-    """Our form of a class token that no head reads (a register), and of registers with places of their own."""
-    for i in _layers(tensors, "timm"):
-        _zeros_for(tensors, f"blocks.{i}.attn.qkv")
-    pooled = {"token": "class", "avg": "average", "": None}.get(settings.pool or "", "other")
-    if pooled == "other":
-        raise CheckpointError(f"global_pool must be token or avg, got {settings.pool[:60]!r}")
-    if pooled != "class" and "fc_norm.weight" in tensors:
-        pooled = "average-norm"
-    pooled = pooled or ("class" if "cls_token" in tensors else "average")
-    firsts = [name for name in ("cls_token", "reg_token") if name in tensors]
-    table = _first_places(tensors, "cls_token", "pos_embed", settings)
-    if table is not None and firsts and not (firsts == ["cls_token"] and pooled == "class"):
-        tokens = np.concatenate([as_float32(tensors.pop(name)) for name in firsts], axis=1)
-        count, kept = tokens.shape[1], int(pooled == "class")
-        places = as_float32(table)
-        tensors["reg_token"] = tokens[:, kept:] + places[:, kept:count]
-        tensors["pos_embed"] = np.concatenate([places[:, :kept], places[:, count:]], axis=1)
-        if kept:
-            tensors["cls_token"] = tokens[:, :1]
-    return tensors, pooled
-
-
-def _hf(tensors, settings):
-    """Biases of zeros where qkv_bias is false; a pooler, which no classifier reads, left out."""
-    for i in _layers(tensors, "hf"):
-        for part in ("query", "key", "value"):
-            _zeros_for(tensors, f"vit.encoder.layer.{i}.attention.attention.{part}")
-    if tensors.pop("vit.pooler.dense.weight", None) is not None:
-        settings.notes.append("its pooler, which classifiers do not read, is left out")
-    tensors.pop("vit.pooler.dense.bias", None)
-    return tensors, "class"
-
-
-def _first_places(tensors, cls, name, settings):
-    """The table of positions with a row for each token that stands first; rows of zeros are put there if it has none.
-    None if it is no such table. Which one it is, its length says: patches are a grid, and mostly a square."""
-    tokens = [tensors[key] for key in (cls, "reg_token") if key in tensors]
-    table = tensors.get(name)
-    if table is None or not all(x.ndim == 3 and len(x) == 1 and is_floating(x) for x in [table, *tokens]):
-        return None
-    first, D = sum(token.shape[1] for token in tokens), table.shape[2]
-    if any(token.shape[2] != D for token in tokens) or table.size == 0:
-        return None
-    apart = settings.place_first is False
-    if settings.place_first is None:
-        apart = not _square(table.shape[1] - first) and _square(table.shape[1])
-    if apart:
-        tensors[name] = np.concatenate([np.zeros((1, first, D), np.float32), as_float32(table)], axis=1)
-    return tensors[name]
-
-
-def _zeros_for(tensors, name):
-    """A bias of zeros for a linear layer of PyTorch's that has none."""
-    weight = tensors.get(f"{name}.weight")
-    if f"{name}.bias" not in tensors and weight is not None and weight.ndim == 2 and weight.shape[1]:
-        tensors[f"{name}.bias"] = np.zeros(len(weight), np.float32)
-
-
-SETTINGS = {"google": google_settings, "timm": timm_settings, "hf": hf_settings}
-PREPARED = {"google": _google, "timm": _timm, "hf": _hf}
-
-
 # ---------------------------------------------------------------------------------------------- measured, built
 
 
@@ -224,7 +147,7 @@ def _measured(layout, tensors, settings, heads):
         raise CheckpointError(f"patches must be squares, got {P}×{also_P}")
     first = at.block.format(i=0)
     size = dict(
-        patch=P, channels=C, width=D, depth=len(_layers(tensors, layout)),
+        patch=P, channels=C, width=D, depth=len(layers(tensors, layout)),
         mlp=_sides(tensors, first + at.hidden, 2, turned)[1],
         classes=_sides(tensors, at.head, 2, turned)[1] if at.head in tensors else D,
     )  # fmt: skip
@@ -260,7 +183,7 @@ def _heads(settings, told, D):
 def _image_size(settings, N, P):
     """(height, width) of which N patches are cut; a square, unless the settings say otherwise."""
     if settings.image_size is None:
-        if not _square(N):
+        if not is_square(N):
             raise CheckpointError(f"{N} positions are no square of patches; a config.json must say the image's size")
         return math.isqrt(N) * P, math.isqrt(N) * P
     h, w = settings.image_size
@@ -278,17 +201,18 @@ def _built(layout, config, tensors, settings):
     for entry in entries:
         entry.read(as_float32(tensors[entry.theirs]), weights[entry.ours])
     model.load_state_dict(weights)
-    C, classes = config.channels, config.classes
     if settings.mean is None or settings.std is None:
-        settings.mean = settings.std = (0.5,) * C
-        settings.notes.append("mean and std of the pixels are assumed to be 0.5")
+        settings.mean = settings.std = (0.5,)
+        settings.notes.append("no file says how pictures are prepared; squashed, mean and std 0.5 is assumed")
+    mean, std = (x * config.channels if len(x) == 1 else x for x in (settings.mean, settings.std))
+    classes = config.classes
     strange = [index for index in settings.labels if not 0 <= index < classes]
     if strange and config.head != "none":
         raise CheckpointError(f"config.json names class {strange[0]}, and there are {classes}")
     names = tuple(settings.labels.get(k) or f"class {k}" for k in range(classes))
     if config.head == "none":
         names = tuple(f"feature {k}" for k in range(classes))
-    return Foreign(model, names, settings.mean, settings.std, settings.prepare, layout, tuple(settings.notes))
+    return Foreign(model, names, mean, std, settings.prepare, layout, tuple(settings.notes))
 
 
 def _check_arrays(tensors, wanted):
@@ -315,22 +239,6 @@ def _sides(tensors, name, rank, turned=False):
     if len(shape) != rank:
         raise CheckpointError(f"{name} must be an array with {rank} sides, got {shape or 'none'}")
     return tuple(shape[axis] for axis in ((2, 3, 1, 0) if rank == 4 else (1, 0))) if turned else shape
-
-
-def _layers(tensors, layout):
-    """The numbers of the layers, as texts."""
-    block = re.escape(LAYOUTS[layout].block).replace(r"\{i\}", r"(\d+)")
-    found = (re.match(block, name) for name in tensors)
-    return {match[1] for match in found if match}
-
-
-def _square(n):
-    return n > 0 and math.isqrt(n) ** 2 == n
-
-
-def _size(tensors):
-    """What can be said in a few words of how large it is."""
-    return f" with {sum(array.size for array in tensors.values()):,} numbers in {len(tensors)} arrays"
 
 
 def _short(name):

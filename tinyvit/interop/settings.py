@@ -44,7 +44,7 @@ class Settings:
 
 def google_settings(folder):
     """vit_jax: GELU in its tanh form (Flax's default), eps 1e-6, pixels in [-1, 1], pictures squashed."""
-    return Settings(gelu_tanh=True)
+    return Settings(gelu_tanh=True, mean=(0.5,), std=(0.5,))
 
 
 def timm_settings(folder):
