@@ -308,6 +308,23 @@ def settings():
                 place = place[step]
             place[path[-1]] = value
             yield f"{kind}/{file}: {key} {what}", kind, {file: json.dumps(table).encode()}
+    without_mean = {"rescale_factor": 1 / 255}
+    for what, kind, files in (
+        (
+            "channels for terabytes",
+            "hf",
+            {"preprocessor_config.json": without_mean, "config.json": {"num_channels": 2**30}},
+        ),
+        ("a crop of nearly nothing", "timm", {"config.json": {"crop_pct": 5e-324}}),
+        ("an older file's wrong mean", "timm", {"config.json": {"mean": "grey"}}),
+    ):
+        tables = {}
+        for file, changes in files.items():
+            table = json.loads(good(kind, file))
+            older = table.pop("pretrained_cfg", {}) | table if kind == "timm" else table
+            older = {key: value for key, value in older.items() if not key.startswith("image_m")}
+            tables[file] = json.dumps(older | changes).encode()
+        yield f"{kind}: {what}", kind, tables
     for what, text in {
         "no JSON": b"hidden_size = 24",
         "nothing": b"",
@@ -349,7 +366,25 @@ def cases():
         found[name] = {"vit.npz": content}, "vit.npz"
     from test_interop import google_arrays
 
-    whole = archive([(f"{name}.npy", array(values)) for name, values in google_arrays(L=1).items()])
+    arrays = google_arrays(L=1)
+    whole = archive([(f"{name}.npy", array(values)) for name, values in arrays.items()])
+    scale = "Transformer/encoderblock/LayerNorm_0/scale"
+    for what, change in {
+        "a class token of no side": {"cls": np.ones((), "f4")},
+        "a class token of no number": {"cls": np.ones((1, 10**9, 0), "f4")},
+        "places of no side": {"Transformer/posembed_input/pos_embedding": np.ones((), "f4")},
+        "a billion layers of nothing": {scale: np.ones((10**9, 0), "f4")},
+        "layers of no side": {scale: np.ones((), "f4")},
+        "layer after layer, and together": {scale: np.ones((1, 24), "f4")},
+        "a hidden layer of no side": {"pre_logits/kernel": np.ones((), "f4")},
+        "patches of no pixel": {"embedding/kernel": np.ones((0, 0, 3, 24), "f4")},
+        "patches that are no squares": {"embedding/kernel": np.ones((4, 2, 3, 24), "f4")},
+        "a head of no class": {"head/kernel": np.ones((24, 0), "f4")},
+        "no places": {"Transformer/posembed_input/pos_embedding": np.ones((1, 0, 24), "f4")},
+        "places for no square": {"Transformer/posembed_input/pos_embedding": np.ones((1, 8, 24), "f4")},
+    }.items():
+        members = [(f"{name}.npy", array(values)) for name, values in (arrays | change).items()]
+        found[f"npz: {what}"] = {"vit.npz": archive(members)}, "vit.npz"
     for name, content in cut(whole, 20):
         found[f"npz: {name}"] = {"vit.npz": content}, "vit.npz"
     for name, kind, files in settings():

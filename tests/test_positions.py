@@ -146,7 +146,7 @@ def test_layers_share_one_table_of_shift_numbers():
     [
         (dict(positions="3d"), "positions must be one of 1d, none, 2d, sincos, relative; got '3d'"),
         (dict(pool="max"), "pool must be one of class, average"),
-        (dict(head=2), "head must be one of linear, mlp; got 2"),
+        (dict(head=2), "head must be one of linear, mlp, none; got 2"),
         (dict(registers=-1), "registers must be a whole number from 0 up, got -1"),
     ],
 )

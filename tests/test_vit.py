@@ -67,10 +67,13 @@ def test_equations_1_to_4():
     np.testing.assert_allclose(model(x).data[0], y @ s["head.weight"] + s["head.bias"], rtol=1e-10)
 
 
-@pytest.mark.parametrize("tanh", [False, True])
-def test_gradcheck_whole_model(backend, tanh):
+FORMS = [{}, dict(gelu_tanh=True), dict(eps=0.1), dict(pool="average-norm"), dict(head="none", classes=8)]
+
+
+@pytest.mark.parametrize("changes", FORMS, ids=str)
+def test_gradcheck_whole_model(backend, changes):
     """Every parameter, and the image, through a smoothed loss."""
-    model = randomised(ViT(replace(SMALL, gelu_tanh=tanh)).astype(np.float64))
+    model = randomised(ViT(replace(SMALL, **changes)).astype(np.float64))
 
     class WithLoss(nn.Module):
         def __init__(self):
@@ -80,7 +83,31 @@ def test_gradcheck_whole_model(backend, tanh):
             return functional.cross_entropy(self.model(x), [1, 4, 0], 0.1)
 
     errors = gradcheck(WithLoss(), Tensor(images(3, SMALL, dtype=np.float64), requires_grad=True))
-    assert len(errors) == 1 + 2 + 2 + 2 * 12 + 2 + 2
+    lacks = ("pool" in changes) + 2 * ("head" in changes)  # the class token, the head
+    assert len(errors) == 1 + 2 + 2 + 2 * 12 + 2 + 2 - lacks
+
+
+def test_forms_that_other_libraries_have():
+    """Protects: the norm of the mean is not the mean of the norms, eps reaches each norm on both ways to compute a
+    block, and without a head come the numbers that a head would read."""
+    x = images(3, SMALL)
+    model = randomised(ViT(SMALL))
+    _, seen = model(x, intermediates=True)
+    bare = ViT(replace(SMALL, head="none", classes=8))
+    bare.load_state_dict({name: a for name, a in model.state_dict().items() if not name.startswith("head.")})
+    np.testing.assert_allclose(bare(x).data, seen["encoded"].data[:, 0], atol=1e-6)
+    average, other = (randomised(ViT(replace(SMALL, pool=pool))) for pool in ("average", "average-norm"))
+    assert np.abs(average(x).data - other(x).data).max() > 0.01
+    coarse = randomised(ViT(replace(SMALL, eps=0.5)))
+    assert {module.eps for _, module in coarse.modules() if isinstance(module, nn.LayerNorm)} == {0.5}
+    whole = coarse(x).data
+    with nn.composed():
+        np.testing.assert_allclose(coarse(x).data, whole, atol=1e-5)
+    assert np.abs(whole - model(x).data).max() > 0.01
+    with pytest.raises(ValueError, match="the outputs are the width, 8 numbers; got classes=5"):
+        replace(SMALL, head="none")
+    with pytest.raises(ValueError, match=r"eps must be in \(0, 1\), got 1"):
+        replace(SMALL, eps=1)
 
 
 def test_initial_loss_is_exactly_ln_k(backend):

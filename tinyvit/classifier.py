@@ -105,7 +105,7 @@ def load(path, heads=None):
     Raises CheckpointError that says what is missing, damaged or does not fit.
     """
     path = Path(path)
-    if (path.exists() or path.suffix == ".npz") and not is_ours(path) and find_weights(path):
+    if path.exists() and not is_ours(path) and find_weights(path):
         return _from_elsewhere(path, heads)
     file = path / CHECKPOINT if path.is_dir() else path
     if path.is_dir() and not file.exists():

@@ -27,8 +27,8 @@ def run_export(options):
         else:
             from tinyvit.interop.onnx import write_onnx
 
-            write_onnx(path, classifier.model)
-    except ValueError as error:
+            write_onnx(path, classifier.model, classifier.classes, classifier.mean, classifier.std)
+    except (ValueError, ImportError) as error:
         return complain(f"tinyvit export: {error}", 1)
     print(path)
     return 0

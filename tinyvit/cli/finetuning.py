@@ -17,6 +17,8 @@ def run_finetune(options):
     start = load(options.checkpoint, options.heads)
     for note in start.notes:
         complain(f"tinyvit finetune: {note}")
+    if start.prepare.resize is not None:
+        complain("tinyvit finetune: pictures are squashed here; before, the model was shown their centres")
     if not isinstance(start.model, ViT):
         kind = start.model.config.kind
         return complain(f"tinyvit finetune: the model must be a ViT or a hybrid; {options.checkpoint} is a {kind}", 1)

@@ -47,7 +47,10 @@ def _google(tensors, settings):
         if stacked.ndim == 0 or len(stacked) > 1000:
             raise CheckpointError(f"{name} must hold one array for each of at most 1,000 layers, got {stacked.shape}")
         for i, layer in enumerate(stacked):
-            tensors[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = layer
+            one = name.replace("/encoderblock/", f"/encoderblock_{i}/")
+            if one in tensors:
+                raise CheckpointError(f"{name} must not stand there for all layers and for layer {i} once more")
+            tensors[one] = layer
     if "cls" not in tensors:
         return "average"
     _places_for_all(tensors, "cls", LAYOUTS["google"].positions, settings)

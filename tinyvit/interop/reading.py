@@ -74,7 +74,7 @@ def is_ours(path):
     """Whether it is a run's folder or a checkpoint of ours, whole or damaged, by its name or the remark in it."""
     path = Path(path)
     if path.is_dir():
-        return (path / CHECKPOINT).is_file()
+        return any((path / name).is_file() for name in (CHECKPOINT, BEST))
     if path.name in (CHECKPOINT, BEST):
         return True
     with contextlib.suppress(CheckpointError):
@@ -197,10 +197,9 @@ def _built(layout, config, tensors, settings):
     entries = list(LAYOUTS[layout].table(config))
     _check_arrays(tensors, {entry.theirs: entry.stored for entry in entries})
     model = ViT(config)
-    weights = model.state_dict()
+    parameters = dict(model.named_parameters())
     for entry in entries:
-        entry.read(as_float32(tensors[entry.theirs]), weights[entry.ours])
-    model.load_state_dict(weights)
+        entry.read(as_float32(tensors[entry.theirs]), parameters[entry.ours].data)
     if settings.mean is None or settings.std is None:
         settings.mean = settings.std = (0.5,)
         settings.notes.append("no file says how pictures are prepared; squashed, mean and std 0.5 is assumed")

@@ -26,7 +26,7 @@ GELU_TANH = {"gelu": False, "gelu_new": True, "gelu_pytorch_tanh": True, "gelu_t
 @dataclass
 class Settings:
     """sizes: fields of a ViTConfig that the file states, to be compared with the arrays. heads, image_size, pool,
-    place_first (whether the first tokens have positions of their own): None where it says nothing."""
+    place_first (whether the first tokens have positions of their own), mean and std: None where it says nothing."""
 
     sizes: dict = field(default_factory=dict)
     heads: int | None = None
@@ -52,7 +52,9 @@ def timm_settings(folder):
     file = _Table.beside(folder, "config.json")
     if file is None:
         return Settings()
-    arguments, pictures = file.table("model_args"), file.table("pretrained_cfg") or file
+    arguments, pictures = file.table("model_args"), file
+    if file.any("pretrained_cfg") is not None:  # which older files have not
+        pictures = file.table("pretrained_cfg")
     if not file.text("architecture") and not pictures.text("architecture"):
         raise CheckpointError(f"{file.name} must be timm's, with an `architecture`, for the weights beside it are")
     sizes = {"width": "embed_dim", "depth": "depth", "channels": "in_chans", "patch": "patch_size"}
@@ -71,17 +73,19 @@ def timm_settings(folder):
     if (embedded := arguments.any("no_embed_class")) is not None:
         settings.place_first = not embedded
     if settings.image_size:
-        settings.prepare = _crop(pictures, settings.image_size)
+        settings.prepare = _crop(pictures, settings.image_size, settings.notes)
     return settings
 
 
-def _crop(pictures, size):
+def _crop(pictures, size, notes):
     """What timm's evaluation does: the shortest side to size / crop_pct, rounded down; then the centre."""
     kept, mode = pictures.number("crop_pct", 0.875), pictures.text("crop_mode", "center")
-    if not 0 < kept <= 1 or mode not in ("center", "squash"):
+    if not 0.01 <= kept <= 1 or mode not in ("center", "squash"):
         raise CheckpointError(f"{pictures.name}: pictures must be cropped by center or squash, got {mode!r}, {kept}")
     filter = pictures.text("interpolation", "bicubic")
     sides = tuple(math.floor(side / kept) for side in size)
+    if mode == "center" and size[0] != size[1]:
+        notes.append("the model's images are no squares: pictures are squashed where timm keeps their proportions")
     if mode == "squash" or size[0] != size[1]:
         return _prepare(pictures.name, filter, None if sides == tuple(size) else sides)
     return _prepare(pictures.name, filter, sides[0])
@@ -118,12 +122,11 @@ def hf_settings(folder):
 
 def _processor(pictures, settings):
     """mean, std and preparation of preprocessor_config.json."""
-    channels = settings.sizes["channels"] or 3
     if pictures.any("do_rescale") is False or abs(pictures.number("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise CheckpointError(f"{pictures.name}: pixels must be divided by 255 (do_rescale, rescale_factor)")
     normalised = pictures.any("do_normalize") is not False
-    settings.mean = (pictures.numbers("image_mean") or (0.5,) * channels) if normalised else (0.0,) * channels
-    settings.std = (pictures.numbers("image_std") or (0.5,) * channels) if normalised else (1.0,) * channels
+    settings.mean = (pictures.numbers("image_mean") or (0.5,)) if normalised else (0.0,)
+    settings.std = (pictures.numbers("image_std") or (0.5,)) if normalised else (1.0,)
     number = pictures.whole("resample", 2)
     if number >= len(FILTERS):
         raise CheckpointError(f"{pictures.name}: resample must be one of Pillow's 0 to 5, got {number}")
