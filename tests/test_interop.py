@@ -527,7 +527,7 @@ def test_a_default_model_goes_through_google_with_its_gelu_said(tmp_path):
     """The note that the command prints is true: the largest difference is small and there."""
     before = classifier_of(replace(SMALL, image_size=(8, 8)))
     notes = interop.write("google", tmp_path / "vit.npz", before)
-    assert "tanh form" in notes[0]
+    assert any("tanh form" in note for note in notes)
     after, images = interop.read(tmp_path / "vit.npz").model, random_images(replace(SMALL, image_size=(8, 8)))
     assert type(after) is ViT
     difference = np.abs(logits(after, images) - logits(before.model, images)).max()

@@ -3,7 +3,6 @@
 Skipped where the libraries are missing: pip install -e ".[parity]", then pip install --no-deps timm.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,13 @@ torch = pytest.importorskip("torch")
 
 from parity import libraries  # noqa: E402
 from parity.libraries import randomised  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from test_interop import classifier_of  # noqa: E402
 
+import tinyvit  # noqa: E402
 from tinyvit import interop  # noqa: E402
+from tinyvit.data.image import Preparation  # noqa: E402
 from tinyvit.models import ViT, ViTConfig  # noqa: E402
 from tinyvit.nn import evaluating  # noqa: E402
 from tinyvit.tensor import no_grad  # noqa: E402
@@ -248,8 +251,6 @@ def test_back_to_hugging_face(name, tmp_path):
 
 def exported(format, tmp_path, **config):
     """(our model, the folder) of a small model that was exported."""
-    from test_interop import classifier_of
-
     classifier = classifier_of(ViTConfig(**dict(image_size=(12, 8), patch=4, channels=1, classes=3, width=24) | config))
     interop.write(format, tmp_path / "out", classifier)
     return classifier, tmp_path / "out"
@@ -279,30 +280,23 @@ def test_ours_to_timm(config, tmp_path):
     agree(theirs_of_timm(model, images), ours(classifier.model, images))
 
 
-def test_pictures_are_prepared_as_hugging_face_prepares_them(tmp_path):
-    """Its processor and ours, on a picture of other proportions: squashed, and with the centre cut out."""
-    from PIL import Image
-
-    transformers = libraries.transformers()
-    model = hf_model("16/224", image_size=32)
-    model.save_pretrained(tmp_path)
-    picture = np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "picture.png")
-    for settings in (
-        dict(size={"height": 32, "width": 32}, resample=3),
-        dict(size={"shortest_edge": 40}, do_center_crop=True, crop_size={"height": 32, "width": 32}, resample=2),
-    ):
-        processor = transformers.CLIPImageProcessorPil(do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.2] * 3)
-        kind = dict(image_processor_type="CLIPImageProcessorPil", image_mean=[0.5] * 3, image_std=[0.2] * 3)
-        processor = type(processor)(**dict(do_center_crop=False) | settings | kind)
-        processor.save_pretrained(tmp_path)
-        assert json.loads((tmp_path / "preprocessor_config.json").read_text())["resample"] == settings["resample"]
-        expected = processor(Image.open(tmp_path / "picture.png"), return_tensors="np")["pixel_values"]
-        import tinyvit
-
-        classifier = tinyvit.load(tmp_path)
-        found = classifier.normalise(classifier.read(tmp_path / "picture.png")[0][None])
-        np.testing.assert_allclose(found.transpose(0, 3, 1, 2), expected, atol=1e-5)
+@pytest.mark.parametrize(
+    "prepare", [Preparation("bicubic"), Preparation("bilinear", 20), Preparation("lanczos", (20, 24))]
+)
+def test_pictures_are_prepared_as_hugging_face_prepares_them(prepare, tmp_path):
+    """Its processor, made of the settings that we write, and ours, made of them too, on a picture of other proportions:
+    squashed, and with the centre cut out."""
+    classifier = classifier_of(ViTConfig(image_size=(16, 16), patch=4, channels=3, classes=3, width=24))
+    classifier.prepare = prepare
+    interop.write("hf", tmp_path / "out", classifier)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8))
+    picture.save(tmp_path / "picture.png")
+    processor = libraries.transformers().AutoImageProcessor.from_pretrained(tmp_path / "out")
+    expected = processor(picture, return_tensors="np")["pixel_values"]
+    again = tinyvit.load(tmp_path / "out")
+    assert again.prepare == prepare
+    found = again.normalise(again.read(tmp_path / "picture.png")[0][None]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_twin_of_the_default_model(tmp_path):

@@ -85,13 +85,10 @@ def write_google(path, classifier):
     c, packed = classifier.model.config, io.BytesIO()
     np.savez(packed, **theirs(classifier.model, "google"))
     write_atomically(path, packed.getvalue())
-    notes = (
-        []
-        if c.gelu_tanh
-        else ["vit_jax takes the tanh form of GELU and this model has the exact one: last digits differ"]
-    )
-    notes += [_eps(c, "vit_jax", 1e-6)] if c.eps != 1e-6 else []
-    return [*notes, "a .npz has no names of classes and no mean and std: vit_jax maps pixels to -1 … 1"]
+    notes = ["a .npz has no names of classes and no mean and std: vit_jax maps pixels to -1 … 1"]
+    if not c.gelu_tanh:
+        notes.append("vit_jax takes the tanh form of GELU and this model has the exact one: last digits differ")
+    return notes + _other_eps(c, "vit_jax")
 
 
 def write_hf(path, classifier):
@@ -140,7 +137,7 @@ def write_timm(path, classifier):
         **({"label_names": list(classifier.classes)} if classes else {}),
     )  # fmt: skip
     _write_folder(path, {"config.json": config}, theirs(classifier.model, "timm"))
-    return [_eps(c, "timm", 1e-6)] if c.eps != 1e-6 else []
+    return _other_eps(c, "timm")
 
 
 WRITERS = {"hf": write_hf, "timm": write_timm, "google": write_google}
@@ -158,18 +155,14 @@ def _crop_pct(resize, size):
         return 1.0, "squash"
     sides, mode = ((resize,), "center") if isinstance(resize, int) else (resize, "squash")
     kept = size[0] / (sides[0] + 0.5)
-    if (
-        kept > 1
-        or len(sides) == 1
-        and size[0] != size[1]
-        or any(int(a / kept) != b for a, b in zip(size, sides, strict=False))
-    ):
+    fits = all(int(side / kept) == wanted for side, wanted in zip(size, sides, strict=False))
+    if not fits or kept > 1 or (mode == "center" and size[0] != size[1]):
         raise ValueError(f"timm cannot say that pictures are resized to {resize} before {size} are cut out")
     return kept, mode
 
 
-def _eps(c, where, usual):
-    return f"{where} adds {usual:g} in its layer norms and this model {c.eps:g}: last digits differ"
+def _other_eps(c, where):
+    return [f"{where} adds 1e-06 in its layer norms and this model {c.eps:g}: last digits differ"] * (c.eps != 1e-6)
 
 
 def _write_folder(path, settings, tensors):
