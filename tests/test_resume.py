@@ -23,6 +23,7 @@ from tinyvit.train.progress import Progress
 FULL = train.Recipe(epochs=5, batch_size=50, warmup=1.0, dropout=0.1, ema=0.9)  # 5 epochs of 4 steps
 RECIPES = {
     "adamw": replace(FULL, erase=0.3, rand_ops=1, drop_path=0.2, mixup=0.4, cutmix=1.0),
+    "muon": replace(FULL, optimizer="muon"),
     "sgd": replace(FULL, optimizer="sgd", lr=0.1, ema=0.0),
 }
 TIMES = ("seconds", "images_per_second")

@@ -76,7 +76,7 @@ class FlatParameters:
 
 
 class Optimizer:
-    """What AdamW and SGD share: the flat buffer, and per parameter state of the same layout."""
+    """What all share: the flat buffer, and per parameter state of the same layout."""
 
     state_names = ()
 
@@ -88,6 +88,7 @@ class Optimizer:
         self.weight_decay = weight_decay
         self.steps = 0
         self.state = {name: np.zeros_like(self.flat.values) for name in self.state_names}
+        self.parts = [(slice(0, self.flat.decaying), weight_decay), (slice(self.flat.decaying, None), 0.0)]
 
     def zero_grad(self):
         """Forget the gradients of all parameters."""
@@ -103,15 +104,18 @@ class Optimizer:
             self.flat.gradients *= max_norm / norm
         return norm
 
-    def step(self, lr=None):
-        """Update the parameters from the gradients. `lr` stands in for the optimiser's own for this step."""
+    def step(self, lr=None, map=map):
+        """Update the parameters from the gradients. `lr` stands in for the optimiser's own for this step, `map` for
+        Python's, to share work among threads (`Shards.on_threads`)."""
         self.flat.check()
         self.steps += 1
-        for part, decay in ((slice(0, self.flat.decaying), self.weight_decay), (slice(self.flat.decaying, None), 0.0)):
-            state = [self.state[name][part] for name in self.state_names]
-            self._update(
-                self.flat.values[part], self.flat.gradients[part], *state, self.lr if lr is None else lr, decay
-            )
+        lr = self.lr if lr is None else lr
+        for part, decay in self.parts:
+            self._update(*self._at(part), lr, decay)
+
+    def _at(self, part):
+        """Values, gradients and each state of a slice."""
+        return [array[part] for array in (self.flat.values, self.flat.gradients, *self.state.values())]
 
     def state_dict(self):
         """{"steps": …, "m.<parameter>": …}: what a later run needs to go on."""
@@ -161,6 +165,63 @@ class AdamW(Optimizer):
 
     def _update(self, w, g, m, v, lr, decay):
         kernels.adamw(w, g, m, v, lr, *self.betas, self.eps, decay, self.steps)
+
+
+class Muon(AdamW):
+    """Momentum, made orthogonal: for the matrices inside a model's blocks. All else gets AdamW.
+
+    m ← μ m + (1 - μ) g,   u = μ m + (1 - μ) g               (Nesterov's momentum)
+    w ← w - lr λ w - lr 0.2 √max(n, k) orthogonal(u)          for w of n rows and k columns
+
+    AdamW makes all *entries* of a step about equal, Muon all its *singular values*: no direction in which the layer
+    could learn is drowned by another whose gradients are larger. The factor gives the steps the size that AdamW's
+    have, so that its learning rates and decays serve here, too. What reads the input or feeds the output gets AdamW, as
+    does what is no matrix. A convolution's kernel is one: (K K C, C').
+
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the factor Liu et al. 2025, arXiv 2502.16982.
+    """
+
+    def __init__(self, module, lr=1e-3, momentum=0.95, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05):
+        super().__init__(module, lr, betas, eps, weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        self.momentum = momentum
+        inside = {name: p.shape for name, p in zip(self.flat.names, self.flat.parameters, strict=True)
+                  if p.decay and "blocks" in name.split(".")}  # fmt: skip
+        if not inside:
+            raise ValueError("Muon is for the matrices inside a model's blocks, and this one has none; use AdamW")
+        self.matrices = [(self.flat.slices[name], (-1, shape[-1])) for name, shape in inside.items()]
+        outside = [(self.flat.slices[name], weight_decay) for name in self.flat.names if name not in inside]
+        self.parts = [part for part in outside if part[0].start < self.flat.decaying] + self.parts[1:]
+
+    def step(self, lr=None, map=map):
+        super().step(lr)
+        lr = self.lr if lr is None else lr
+        list(map(lambda matrix: self._turn(*matrix, lr), self.matrices))
+
+    def _turn(self, part, shape, lr):
+        w, g, m, _ = (array.reshape(shape) for array in self._at(part))
+        m *= self.momentum
+        m += (1 - self.momentum) * g
+        u = self.momentum * m + (1 - self.momentum) * g
+        w *= 1 - lr * self.weight_decay
+        w -= lr * 0.2 * math.sqrt(max(w.shape)) * orthogonal(u)
+
+
+def orthogonal(matrix):
+    """For a matrix U Σ Vᵀ about U Vᵀ: the same directions, all singular values between 0.68 and 1.21.
+
+    Five times X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X, which leaves U and V and turns each σ into a σ + b σ³ + c σ⁵. Jordan
+    chose a, b and c so that small σ grow as fast as can be and land near 1, if not on it; exactness gains nothing. An
+    SVD would take many times as long. (What is below 1/500 of the matrix' norm remains smaller.)
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    X = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T  # the smaller X Xᵀ
+    X = X / (np.linalg.norm(X) + 1e-7)  # no σ above 1
+    for _ in range(5):
+        A = X @ X.T
+        X = a * X + (b * A + c * (A @ A)) @ X
+    return X if matrix.shape[0] <= matrix.shape[1] else X.T
 
 
 class SGD(Optimizer):

@@ -228,7 +228,7 @@ class Loop:
 
     def __init__(self, recipe, dataset, model, folder, about, progress):
         self.recipe, self.dataset, self.folder, self.model = recipe, dataset, folder, model
-        kind = {"adamw": optim.AdamW, "sgd": optim.SGD}[recipe.optimizer]
+        kind = {"adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD}[recipe.optimizer]
         self.optimizer = kind(model, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.average = Average(model, self.optimizer.flat, recipe.ema) if recipe.ema else None
         self.about, self.progress = about, progress
@@ -378,7 +378,7 @@ def take_step(shards, optimizer, batch, lr, clip, where, diverged):
         numbers = f"loss {loss}, learning rate {lr:.3g}, gradient norm {norm}"
         raise TrainingError(diverged(f"{numbers} {where}. Where it began: {shards.culprit(*batch)}"))
     with np.errstate(over="ignore", invalid="ignore"):  # shows in the next loss
-        optimizer.step(lr)
+        optimizer.step(lr, shards.on_threads)
     return loss, right, norm
 
 

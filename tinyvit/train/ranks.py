@@ -295,5 +295,5 @@ class RankedShards(Shards):
 
     def map(self, function, items):
         """list(map(function, items)), each rank a part of them."""
-        mine = self._on_threads(function, items[cut(len(items), self.ranks.size)[self.ranks.rank]])
+        mine = self.on_threads(function, items[cut(len(items), self.ranks.size)[self.ranks.rank]])
         return [result for results in self.ranks.comm.allgather(mine) for result in results]

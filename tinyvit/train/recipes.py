@@ -33,7 +33,7 @@ class Recipe:
     smoothing: label smoothing.
     clip: longest global gradient norm; 0 for none.
     dropout: probability.
-    optimizer: "adamw" or "sgd" (momentum 0.9).
+    optimizer: "adamw", "muon" or "sgd" (momentum 0.9).
     augment: a key of AUGMENTS.
     rand_ops, rand_magnitude: RandAugment (Cubuk et al. 2019), so many operations an image, of strength 0 to 10.
     erase: probability that a rectangle of an image is erased (Zhong et al. 2017).
@@ -91,7 +91,7 @@ class Recipe:
                 value = getattr(self, name)
                 if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
                     raise ValueError(f"{name} must be a {must}, got {value!r}")
-        for name, known in dict(preset=PRESETS, augment=AUGMENTS, optimizer=("adamw", "sgd")).items():
+        for name, known in dict(preset=PRESETS, augment=AUGMENTS, optimizer=("adamw", "muon", "sgd")).items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
