@@ -1,11 +1,12 @@
 """Hours of training in one process: does memory grow, do steps become slower?
 
-`PYTHONPATH=. python benchmarks/endurance.py RECIPE RECIPE … --out FOLDER` trains one recipe after the other, each a name
-(`tinyvit recipes` lists them) or a TOML file that is read when its turn comes, with the command `tinyvit train`. Besides,
-the memory that the process holds is noted every ten seconds in FOLDER/memory.jsonl. The tables: for each run, images a
-second in the first and in the last quarter of its epochs (medians, without validation and
-without the first epoch, which compiles), and the memory at a tenth of its time, at its end, and the most. Not for Windows, which does not say how much
-memory a process holds.
+`PYTHONPATH=. python benchmarks/endurance.py RECIPE RECIPE … --out FOLDER` trains one recipe after the other, each a
+name (`tinyvit recipes` lists them) or a TOML file that is read when its turn comes, with the command `tinyvit train`. At
+the end of each epoch it notes the time, the processor time and the memory that the process holds, a line each in
+FOLDER/epochs.jsonl. The table has a row for each run: processor seconds an epoch, validation included, and memory, both
+in the first and in the last quarter of the epochs (medians, without the first epoch, which compiles). Processor time,
+for that is not longer where others use the machine, too. Not for Windows, which does not say how much memory a process
+holds.
 """
 
 import argparse
@@ -20,28 +21,39 @@ from tinyvit.bench.footprint import resident
 from tinyvit.bench.machine import machine
 from tinyvit.bench.report import table
 from tinyvit.cli import main as tinyvit
-from tinyvit.train.metrics import read_metrics
-
-SECONDS = 10  # between two looks at the memory
+from tinyvit.train.metrics import METRICS
 
 
-def watch(file, start, over):
-    """Until the event `over`: a line of JSON every SECONDS."""
-    while not over.wait(SECONDS):
-        line = dict(seconds=round(time.perf_counter() - start, 1), megabytes=round(resident()[0], 1))
-        file.write(json.dumps(line) + "\n")
-        file.flush()
+class Watcher(threading.Thread):
+    """Looks once a second whether the run in `folder` has finished an epoch, and notes then what there is to note."""
+
+    def __init__(self, folder, file):
+        super().__init__(daemon=True)
+        self.folder, self.file, self.over = folder, file, threading.Event()
+        self.epochs = []  # (seconds, processor seconds, MB)
+
+    def run(self):
+        while not self.over.wait(1.0):
+            metrics = self.folder / METRICS
+            if metrics.exists() and metrics.read_bytes().count(b'"epoch"') > len(self.epochs):
+                self.epochs.append((time.perf_counter(), time.process_time(), resident()[0]))
+                names = "seconds", "processor_seconds", "megabytes"
+                line = dict(
+                    run=self.folder.name, epoch=len(self.epochs), **dict(zip(names, self.epochs[-1], strict=True))
+                )
+                print(json.dumps(line), file=self.file, flush=True)
 
 
-def row(name, folder, begin, end, memory):
-    """A run's row of the table. `memory`: (seconds, megabytes) of the whole process."""
-    rates = [epoch["images_per_second"] for epoch in read_metrics(folder)[0]][1:]
-    rates = [rate for rate in rates if rate]
-    quarter = max(1, len(rates) // 4)
-    first, last = (median(part) if part else 0 for part in (rates[:quarter], rates[-quarter:]))
-    held = [mb for at, mb in memory if begin + 0.1 * (end - begin) <= at <= end] or [resident()[0]]
-    speed = [f"{first:,.0f}", f"{last:,.0f}", f"{last / first:.3f}" if first else "?"]
-    return [name, f"{(end - begin) / 60:.1f}", str(len(rates) + 1), *speed, *(f"{mb:,.0f}" for mb in (held[0], held[-1], max(held)))]
+def row(name, epochs):
+    """A run's row of the table."""
+    seconds, processor, memory = zip(*epochs, strict=True)
+    each = [after - before for before, after in zip(processor[:-1], processor[1:], strict=True)]
+    quarter = max(1, len(each) // 4)
+    numbers = []
+    for values in (each, memory[1:]):
+        first, last = median(values[:quarter]), median(values[-quarter:])
+        numbers += [f"{first:,.1f}", f"{last:,.1f}", f"{last / first:.3f}"]
+    return [name, len(epochs), f"{(seconds[-1] - seconds[0]) / 60:.1f}", *numbers]
 
 
 def main():
@@ -52,28 +64,25 @@ def main():
     if resident() is None:
         sys.exit("endurance.py: this system does not say how much memory a process holds")
     options.out.mkdir(parents=True, exist_ok=True)
-    start, over, rows = time.perf_counter(), threading.Event(), []
-    path = options.out / "memory.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        watcher = threading.Thread(target=watch, args=(file, start, over), daemon=True)
-        watcher.start()
+    rows, start = [], time.perf_counter()
+    with (options.out / "epochs.jsonl").open("w", encoding="utf-8") as file:
         for number, recipe in enumerate(options.recipes, 1):
-            name, begin = f"{number}-{Path(recipe).stem}", time.perf_counter() - start
-            code = tinyvit(["train", "--recipe", recipe, "--out", str(options.out / name)])
+            folder = options.out / f"{number}-{Path(recipe).stem}"
+            watcher = Watcher(folder, file)
+            watcher.start()
+            code = tinyvit(["train", "--recipe", recipe, "--out", str(folder)])
+            time.sleep(2)  # the watcher sees the last epoch
+            watcher.over.set()
+            watcher.join()
             if code:
-                print(f"{name}: exit code {code}", file=sys.stderr)
-                break
-            end = time.perf_counter() - start
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            memory = [(line["seconds"], line["megabytes"]) for line in lines]
-            rows.append(row(name, options.out / name, begin, end, memory))
-        over.set()
-        watcher.join()
-    head = ["run", "minutes", "epochs", "images/s, first quarter", "last", "ratio", "MB at a tenth", "at the end", "most"]
+                sys.exit(f"endurance.py: {folder} ended with exit code {code}")
+            if len(watcher.epochs) > 2:
+                rows.append(row(folder.name, watcher.epochs))
     print("\n".join(f"- {what}: {words}" for what, words in machine().items()))
-    print("\n" + table(head, rows))
-    return code
+    print(f"- one process, {(time.perf_counter() - start) / 60:.0f} minutes\n")
+    pairs = [f"{what}, {when}" for what in ("s/epoch", "MB") for when in ("first quarter", "last", "ratio")]
+    print(table(["run", "epochs", "minutes", *pairs], rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
