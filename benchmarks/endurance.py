@@ -1,8 +1,8 @@
 """Hours of training in one process: does memory grow, do steps become slower?
 
 `PYTHONPATH=. python benchmarks/endurance.py RECIPE RECIPE … --out FOLDER` trains one recipe after the other, each a
-name (`tinyvit recipes` lists them) or a TOML file that is read when its turn comes, with the command `tinyvit train`. At
-the end of each epoch it notes the time, the processor time and the memory that the process holds, a line each in
+name (`tinyvit recipes` lists them) or a TOML file that is read when its turn comes, with the command `tinyvit train`.
+At the end of each epoch it notes the time, the processor time and the memory that the process holds, a line each in
 FOLDER/epochs.jsonl. The table has a row for each run: processor seconds an epoch, validation included, and memory, both
 in the first and in the last quarter of the epochs (medians, without the first epoch, which compiles). Processor time,
 for that is not longer where others use the machine, too. Not for Windows, which does not say how much memory a process

@@ -177,5 +177,5 @@ def read_recipe(path):
 FILES = {path.stem: path for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
 KNOWN = {name: read_recipe(path) for name, path in FILES.items()}
 FOLDER_RECIPE = KNOWN["folder"][0]
-RECIPES = {name: recipe for name, (recipe, _) in KNOWN.items() if recipe.data}
+RECIPES = {name: recipe for name, (recipe, _) in KNOWN.items() if recipe.data == name}  # of each data set, by its name
 PROMISES = {name: promise for name, (_, promise) in KNOWN.items() if promise}
