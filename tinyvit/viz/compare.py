@@ -88,7 +88,8 @@ def compare(records, names):
 
 def comparison(records, names):
     """The same as a page, with the table: text of an HTML file."""
-    title = f"{len(records)} runs compared: {', '.join(dict.fromkeys(record.about['data'] for record in records))}"
+    title = "1 run" if len(records) == 1 else f"{len(records)} runs compared"
+    title += f": {', '.join(dict.fromkeys(record.about['data'] for record in records))}"
     head, *rows = table(records, names)
     cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = ""
@@ -96,7 +97,7 @@ def comparison(records, names):
         key = f'<span class="key" style="border-color: {_on_page(colour)}; border-top-style: {STROKES[stroke]}"></span>'
         body += f'<tr><th scope="row">{key}{escape(name)}</th>'
         body += "".join(f"<td>{escape(value)}</td>" for value in values) + "</tr>"
-    same = "" if differences(records) else paragraph("Their configurations are the same.", "about")
+    same = "" if differences(records) or len(records) == 1 else paragraph("Their configurations are the same.", "about")
     return page(
         title,
         f"<header><h1>{escape(title)}</h1></header>",
