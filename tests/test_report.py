@@ -16,9 +16,8 @@ from tinyvit import interpret, models, viz
 from tinyvit.classifier import Classifier, load
 from tinyvit.cli import main
 from tinyvit.cli.reporting import write_report
-from tinyvit.train.runs import read_run
+from tinyvit.train.runs import duration, read_run
 from tinyvit.viz.compare import differences, spread, table
-from tinyvit.viz.report import duration
 
 HOSTILE = ("<script>alert(1)</script>", 'a "b" & c', "$x$", "-->", "ok")
 ALONE = {"meta", "br", "img"}  # tags without an end

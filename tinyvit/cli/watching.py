@@ -11,7 +11,7 @@ import sys
 from tinyvit.cli.shared import complain
 from tinyvit.cli.tensorboard import Events
 from tinyvit.train.folder import command_to_resume
-from tinyvit.train.runs import follow
+from tinyvit.train.runs import duration, follow
 
 CURVES = (("accuracy", "validation_accuracy"), ("loss", "validation_loss"))
 
@@ -93,7 +93,7 @@ def status(record):
     parts = [f"epoch {record.epochs_done} of {record.recipe.epochs}"]
     if record.history:
         left = record.seconds / record.epochs_done * (record.recipe.epochs - record.epochs_done)
-        parts.append(f"{_clock(record.seconds)}" + (f" and about {_clock(left)} to go" if left else ""))
+        parts.append(duration(record.seconds) + (f" and about {duration(left)} to go" if left else ""))
         best = record.best
         parts.append(f"best validation {best['validation_accuracy']:.2%} in epoch {best['epoch']}")
     return " · ".join(parts)
@@ -108,8 +108,3 @@ def frame(record, columns, lines):
     for curves in CURVES:
         picture += plot(record.history, curves, record.recipe.epochs, each, columns)
     return [*picture, epoch_axis(record.recipe.epochs, columns)]
-
-
-def _clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"

@@ -125,6 +125,14 @@ def follow(folder, every=1.0, waiting=lambda why: None):
         time.sleep(every)
 
 
+def duration(seconds):
+    """A time in words: 42 s, 12 min 3 s, 2 h 5 min."""
+    minutes, whole = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    return f"{minutes} min {whole} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def _configuration(folder):
     """(about, Recipe, model's configuration) of config.toml."""
     path = folder / CONFIG

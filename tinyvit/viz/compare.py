@@ -7,10 +7,10 @@ the settings that differ and only those, and runs that differ in their seed alon
 import itertools
 from statistics import mean, stdev
 
+from tinyvit.train.runs import duration
 from tinyvit.viz.figure import BLUE, INK, ORANGE, WIDTH, Picture, styled
 from tinyvit.viz.page import escape, page, paragraph, plot, scrolling, section
 from tinyvit.viz.panels import Line, draw_lines, panel
-from tinyvit.viz.report import duration
 
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", INK, "#D55E00")  # of Okabe and Ito, legible on white and on black
 STROKES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dashed"}  # matplotlib's names and CSS's
