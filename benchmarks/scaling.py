@@ -41,7 +41,7 @@ from tinyvit.bench.shapes import SHAPES
 from tinyvit.data.dataset import Split
 from tinyvit.models import ViT
 from tinyvit.train import job, one_blas_thread
-from tinyvit.train.loop import machine
+from tinyvit.train.folder import machine
 
 AUGMENT = {"digits": "digits", "mnist7": "mnist", "cifar": "cifar"}
 BATCH, SMALL, SHARDS = 128, 16, 2

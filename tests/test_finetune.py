@@ -104,7 +104,7 @@ def test_what_cannot_be_finetuned(start, tmp_path, monkeypatch):
     refused("multiples of 2 pixels, got 17×17; 16×16 is the nearest", dataset=few(17))
     refused("mode must be one of", mode="nearest")
     refused("the test split must hold at least one image", dataset=replace(few(8), test=few(8).test[:0]))
-    monkeypatch.setattr(train.loop, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(train.fitting, "MOST_BYTES", 2**20)
     refused("GiB")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "precious").write_text("mine")
