@@ -228,7 +228,7 @@ def main(arguments):
         place = ["--ServerApp.root_dir=" + ROOT, "--LabApp.default_url=/lab/tree/notebooks/00-the-map.ipynb"]
         extra, command, folder = "notebooks", ["-m", "jupyterlab"] + place + arguments[1:], ROOT
     else:  # -P: a random.py or a folder tinyvit/ in the folder where the user stands would be imported first
-        extra, command, folder = "", ["-P", os.path.join(ROOT, "tinyvit_command.py")] + arguments, None
+        extra, command, folder = "", ["-P", os.path.join(ROOT, "tinyvit", "__main__.py")] + arguments, None
     try:
         ensure(extra)
     except KeyboardInterrupt:

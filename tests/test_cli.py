@@ -456,21 +456,6 @@ def test_a_reader_that_leaves_early(words, tmp_path):
         assert len([row for row in rows if "epoch" in row]) == 2 and (tmp_path / "run" / "mistakes.png").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a console, not to a process")
-@pytest.mark.parametrize("module", ["numpy._core.multiarray", "numba.core.types", "tinyvit.ops"])
-def test_ctrl_c_while_it_loads(module, tmp_path):
-    """Protects: a traceback for whoever stops the command in its first half second. `-X importtime` says on stderr what
-    has just been imported, which is when the signal is sent."""
-    start = "import sys, tinyvit_command; sys.exit(tinyvit_command.main())"
-    command = [sys.executable, "-X", "importtime", "-c", start, "watch", str(tmp_path / "nothing")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        next(line for line in process.stderr if line.split("|")[-1].strip() == module)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    said = [line for line in err.splitlines() if not line.startswith("import time:")]
-    assert process.returncode == 130 and said == ["interrupted"]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="closes streams in POSIX's way")
 def test_a_process_without_streams(tmp_path):
     """Protects: a service without stdout and stderr trains as well; pythonw on Windows is such a one."""

@@ -1,7 +1,7 @@
 """The process around the command: output that may break, warnings of one line, Ctrl-C at any moment.
 
 A training run outlives the terminal that started it. So whatever becomes of its streams, the run goes on; and what
-a user meets is a sentence, not a traceback. `cli/` says what the commands do, `tinyvit_command.py` what is before.
+a user meets is a sentence, not a traceback. `cli/` says what the commands do.
 """
 
 import contextlib
@@ -10,17 +10,18 @@ import os
 import sys
 import warnings
 
-from tinyvit import cli
-
 
 def main():
-    """Run `tinyvit` on sys.argv and return its exit code."""
+    """Run `tinyvit` on sys.argv and return its exit code. The package is imported here, because that takes a moment in
+    which Ctrl-C must be as quiet as later. (So it is for `run.py`, which starts this file. The installed command
+    imports the package before this module; a Ctrl-C in that half second is answered by Python, with its traceback.)"""
     try:
         with _patient_output(), warnings.catch_warnings():
             warnings.showwarning = _one_line
+            from tinyvit import cli
+
             return cli.main()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         return 130
 
 
