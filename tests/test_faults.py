@@ -46,14 +46,21 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(whole, tmp_path):
-    """A copy of it, as it was after the second of its three epochs."""
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The same, as it was after the second of its three epochs."""
+    folder = tmp_path_factory.mktemp("half") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.loop.Loop, "epoch", stopping(train.loop.Loop.epoch))
         with pytest.raises(StopIteration):
-            main([*WORDS, "--out", str(tmp_path / "run")])
-    return tmp_path / "run"
+            main([*WORDS, "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def run(half, tmp_path):
+    """A copy of that."""
+    return shutil.copytree(half, tmp_path / "run")
 
 
 def stopping(epoch):

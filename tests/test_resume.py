@@ -125,8 +125,10 @@ class Killed(BaseException):
     """The end of the process, as far as the loop can tell."""
 
 
-@pytest.mark.parametrize("where", ["train_step", "save", "log", "epoch"])
-@pytest.mark.parametrize("nth", [2, 4, 9])
+@pytest.mark.parametrize(
+    "where, nth", [(where, n) for where in ("train_step", "save", "log", "epoch") for n in (2, 4)]
+    + [("train_step", 9), ("save", 9)],
+)  # fmt: skip
 def test_killed_anywhere(where, nth, whole, digits, tmp_path, monkeypatch):
     """The process ends without a word before a step, a checkpoint, a line of the metrics, an epoch; with a checkpoint
     after each step (save_every=0) and with none but those of the epochs."""
