@@ -55,12 +55,15 @@ def data_as_before(recipe):
 
 def known_recipe(options):
     """The recipe that the options name, or else the one of the package for their data."""
-    recipe = named_recipe(options.recipe) if getattr(options, "recipe", None) else None
+    named = getattr(options, "recipe", None)
+    recipe = None if named is None else named_recipe(named)
     name = options.data or (recipe.data if recipe else "digits")
     if not name:
         raise Mistake("this recipe is for any folder of images: tinyvit train FOLDER --recipe …")
     if name in data.NAMES:
         return replace(recipe or train.RECIPES[name], data=name)
+    if name in KNOWN and not Path(name).is_dir():
+        raise Mistake(f"{name} is a recipe, not data: tinyvit train --recipe {name}")
     folder = str(Path(name).resolve())  # `eval` may be called from elsewhere
     if Path(options.out or "runs").resolve().is_relative_to(folder):
         raise Mistake("the run's folder would be one more class inside the data folder; go up one folder or use --out")

@@ -104,11 +104,11 @@ def fit(recipe, dataset, folder, *, model=None, origin=None, threads=None, say=p
     model = model or build(configure(recipe, dataset), recipe.seed)
     data_sha256 = fingerprint(dataset)
     job().check(recipe, data_sha256, model)
-    folder = job().once(empty_folder, folder)
+    loop = Loop(recipe, dataset, model, folder, None, Progress())  # what does not fit is said before there is a folder
+    loop.folder = folder = job().once(empty_folder, folder)
     with contextlib.ExitStack() as held:
         job().once(held.enter_context, only_one(folder))
-        about = job().once(write_config, folder, recipe, model.config, dataset, data_sha256, origin)
-        loop = Loop(recipe, dataset, model, folder, about, Progress())
+        loop.about = job().once(write_config, folder, recipe, model.config, dataset, data_sha256, origin)
         with job().together():
             loop.save(CHECKPOINT)
             with way_on(folder):

@@ -76,7 +76,7 @@ class Loop:
 
     def __init__(self, recipe, dataset, model, folder, about, progress):
         self.recipe, self.dataset, self.folder, self.model = recipe, dataset, folder, model
-        kind = {"adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD}[recipe.optimizer]
+        kind = optim.OPTIMIZERS[recipe.optimizer]
         self.optimizer = kind(model, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.average = Average(model, self.optimizer.flat, recipe.ema) if recipe.ema else None
         self.about, self.progress = about, progress
