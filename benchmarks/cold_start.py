@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tinyvit.train.loop import machine
+from tinyvit.train.folder import machine
 
 IMPORTS = {"Python": "pass", "NumPy": "import numpy", "Numba": "import numba", "tinyvit": "import tinyvit"}
 STEPS, IMPORT_ROUNDS, STEP_ROUNDS = 5, 7, 3

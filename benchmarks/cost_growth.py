@@ -49,7 +49,7 @@ from tinyvit import functional as F
 from tinyvit.memory import Pool
 from tinyvit.nn import composed
 from tinyvit.train import one_blas_thread
-from tinyvit.train.loop import machine
+from tinyvit.train.folder import machine
 from tinyvit.viz.figure import BLUE, GREY, INK, ORANGE, WIDTH, Picture, save, styled
 
 IMAGE, CHANNELS, CLASSES, HEADS, ROUNDS = 32, 3, 10, 4, 15

@@ -120,7 +120,7 @@ def check(recipe):
 def worker(name, recipe, threads, pipe):
     """A process: at each message it trains for an epoch and answers (seconds, validation accuracy)."""
     dataset = data.load(recipe.data, image_size=recipe.image_size or None)
-    model = models.build(train.loop.configure(recipe, dataset), recipe.seed)
+    model = models.build(train.fitting.configure(recipe, dataset), recipe.seed)
     racer = Tinyvit(recipe, model) if name == OURS else PyTorch(recipe, model, threads)
     steps = steps_per_epoch(len(dataset.train), recipe.batch_size)
     total = recipe.epochs * steps

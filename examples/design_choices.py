@@ -65,7 +65,7 @@ def run(recipe, changes):
     lines = {name: value for name, value in changes.items() if hasattr(recipe, name)}
     recipe = replace(recipe, **lines)
     model = {name: value for name, value in changes.items() if name not in lines}
-    config = replace(tv.train.loop.configure(recipe, dataset), **model)
+    config = replace(tv.train.fitting.configure(recipe, dataset), **model)
     with tempfile.TemporaryDirectory() as folder:
         result = tv.train.fit(
             recipe, dataset, Path(folder), model=tv.models.build(config, recipe.seed), threads=1, bar=False,

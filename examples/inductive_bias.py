@@ -64,7 +64,8 @@ from tinyvit.data.dataset import stratified
 from tinyvit.models import HybridConfig, ResNetConfig, ViTConfig, build
 from tinyvit.train import Shards, evaluate
 from tinyvit.train.checkpoint import write_atomically
-from tinyvit.train.loop import machine, take_step
+from tinyvit.train.folder import machine
+from tinyvit.train.loop import take_step
 
 LOOKS = 8  # at the validation images in a run; the best one's weights are kept
 SMOOTHING, CLIP, WARMUP = 0.1, 1.0, 0.1  # of labels; of the gradient's norm; share of the steps

@@ -38,7 +38,7 @@ from tinyvit.train import checkpoint
 # The command itself; but it writes a checkpoint after each step, so that many a kill comes while it does, and draws no
 # pictures, which take longer than these runs.
 COMMAND = (
-    "import sys; from tinyvit import cli, train; cli.training.draw = lambda run, dataset: None; "
+    "import sys; from tinyvit import cli, train; cli.training.draw = lambda run: None; "
     "train.fit.__kwdefaults__['save_every'] = train.resume.__kwdefaults__['save_every'] = 0; sys.exit(cli.main())"
 )
 WORDS = ["--dropout", "0.1", "--ema", "0.99", "--threads", "1"]

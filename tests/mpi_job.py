@@ -46,6 +46,7 @@ def before_step(number, act):
 def equality(folder):
     """20 steps of a ViT, of a model with batch norm, and where the shards of a rank are no branch of the tree."""
     fit(RECIPE, folder / "vit")
+    fit(replace(RECIPE, optimizer="muon"), folder / "muon")
     fit(replace(RECIPE, batch_size=66), folder / "batch-norm", model=ResNet(BATCH_NORM, 0))
     if 6 % job().size == 0:
         fit(UNEVEN, folder / "uneven")

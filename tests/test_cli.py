@@ -26,6 +26,12 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For what is not about them: they take longer than these runs."""
+    monkeypatch.setattr("tinyvit.cli.training.draw", lambda run: None)
+
+
 def test_train_says_how_well_and_where(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for n in (1, 2):
@@ -40,7 +46,7 @@ def test_train_says_how_well_and_where(tmp_path, monkeypatch, capsys):
     }  # fmt: skip
 
 
-def test_a_recipe_from_a_file_and_by_name(tmp_path, monkeypatch, capsys):
+def test_a_recipe_from_a_file_and_by_name(tmp_path, monkeypatch, capsys, no_pictures):
     """Protects: --recipe, with the other words on top of it, and that its data are the data."""
     monkeypatch.chdir(tmp_path)
     digits = train.recipes.FILES["digits"].read_text(encoding="utf-8")
@@ -57,7 +63,7 @@ def test_a_recipe_from_a_file_and_by_name(tmp_path, monkeypatch, capsys):
     assert "nobody's cannot be read as a recipe" in capsys.readouterr().err
 
 
-def test_a_recipe_for_any_folder_needs_one(tmp_path, monkeypatch, capsys):
+def test_a_recipe_for_any_folder_needs_one(tmp_path, monkeypatch, capsys, no_pictures):
     """Protects: the folder where the user stands is not taken for data."""
     monkeypatch.chdir(tmp_path)
     file = train.recipes.FILES["folder"]
@@ -206,7 +212,7 @@ def test_figures_of_as_many_images_as_asked_where_asked(run, tmp_path, monkeypat
     np.testing.assert_array_equal(images[11], test.images[test.labels == 1][1])
 
 
-def test_figures_without_the_data(pictures, tmp_path, capsys):
+def test_figures_without_the_data(pictures, tmp_path, capsys, no_pictures):
     """What needs no images is drawn, and a line says why the rest is not."""
     assert main(["train", "pictures", *ON_FOLDER, "--epochs", "1", "--out", "run"]) == 0
     pictures.rename(tmp_path / "moved")
@@ -307,7 +313,7 @@ def test_a_run_inside_the_data_is_refused(where, pictures, monkeypatch, capsys):
     assert sorted(path.name for path in pictures.iterdir()) == ["dark", "light"]
 
 
-def test_a_folder_may_be_a_dot(pictures, tmp_path, monkeypatch, capsys):
+def test_a_folder_may_be_a_dot(pictures, tmp_path, monkeypatch, capsys, no_pictures):
     monkeypatch.chdir(pictures / "dark")
     assert main(["train", "..", *ON_FOLDER, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     assert load(tmp_path / "run").recipe.data == str(pictures.resolve())
@@ -410,7 +416,7 @@ def test_a_run_folder_that_cannot_be_written(tmp_path, capsys):
 def start(folder, epochs):
     command = [sys.executable, "-m", "tinyvit", "train", "--epochs", str(epochs), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300  # a machine may be busy
     while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     return process

@@ -34,7 +34,7 @@ WORDS = ["train", "--epochs", "3", "--threads", "1", "--ema", "0.9"]
 def no_pictures():
     """They take longer to draw than these runs to train; what drawing may die of, test_cli.py tries."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "draw", lambda run, dataset: None)
+        patch.setattr(training, "draw", lambda run: None)
         yield
 
 
@@ -46,14 +46,21 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(whole, tmp_path):
-    """A copy of it, as it was after the second of its three epochs."""
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The same, as it was after the second of its three epochs."""
+    folder = tmp_path_factory.mktemp("half") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.loop.Loop, "epoch", stopping(train.loop.Loop.epoch))
         with pytest.raises(StopIteration):
-            main([*WORDS, "--out", str(tmp_path / "run")])
-    return tmp_path / "run"
+            main([*WORDS, "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def run(half, tmp_path):
+    """A copy of that."""
+    return shutil.copytree(half, tmp_path / "run")
 
 
 def stopping(epoch):
@@ -307,7 +314,7 @@ def test_a_state_of_another_optimiser(run, capsys):
 def test_a_pretrained_model_is_no_run(tmp_path, capsys):
     digits = data.load("digits")
     recipe = train.Recipe()
-    model = train.loop.build(train.loop.configure(recipe, digits))
+    model = train.fitting.build(train.fitting.configure(recipe, digits))
     train.save_pretrained(model, tmp_path / "run", recipe, digits)
     assert "or pre-training did. `tinyvit finetune` goes on" in failure(["train", "--resume", tmp_path / "run"], capsys)
 

@@ -104,7 +104,7 @@ def test_what_cannot_be_finetuned(start, tmp_path, monkeypatch):
     refused("multiples of 2 pixels, got 17×17; 16×16 is the nearest", dataset=few(17))
     refused("mode must be one of", mode="nearest")
     refused("the test split must hold at least one image", dataset=replace(few(8), test=few(8).test[:0]))
-    monkeypatch.setattr(train.loop, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(train.fitting, "MOST_BYTES", 2**20)
     refused("GiB")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "precious").write_text("mine")
@@ -153,6 +153,7 @@ def test_the_command(start, tmp_path, monkeypatch, capsys):
     Image.fromarray(data.load("digits").test.images[0, :, :, 0]).save(tmp_path / "digit.png")
     assert main(["predict", "runs/digits-1", "digit.png", "--top", "1"]) == 0
     assert "attention: " in capsys.readouterr().out
+    monkeypatch.setattr("tinyvit.cli.training.draw", lambda run: None)
     assert main(["finetune", "runs/digits-1", "digits", "--epochs", "0", "--out", "back"]) == 0
     assert "16×16 → 8×8, patches 8×8 → 4×4, fewer than before" in capsys.readouterr().out
     assert tomllib.loads((tmp_path / "back" / "config.toml").read_text())["origin"]["run"].endswith("digits-1")
@@ -160,6 +161,7 @@ def test_the_command(start, tmp_path, monkeypatch, capsys):
 
 def test_the_command_begins_once(start, tmp_path, monkeypatch, capsys):
     """Protects: one enlarged model in memory, not two; and no words about a run that is refused."""
+    monkeypatch.setattr("tinyvit.cli.training.draw", lambda run: None)
     made = []
 
     def once(*arguments, **options):
@@ -177,6 +179,7 @@ def test_the_command_begins_once(start, tmp_path, monkeypatch, capsys):
 
 def test_the_command_on_a_folder(start, tmp_path, monkeypatch, capsys):
     """Two new classes in a folder of larger pictures; the size is the pictures' own."""
+    monkeypatch.setattr("tinyvit.cli.training.draw", lambda run: None)
     monkeypatch.chdir(tmp_path)
     digits = data.load("digits", image_size=12)
     for label, name in ((0, "round"), (1, "straight")):

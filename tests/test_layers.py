@@ -32,8 +32,8 @@ INSIDE = {
         shapes ours pytorch parts footprint worker machine statistics rounds results report training inference __init__
     """.split(),
     "train": """
-        recipes shards checkpoint average metrics folder progress interrupt ranks loop runs finetune pretrain probe
-        __init__
+        recipes shards checkpoint average metrics folder progress interrupt ranks loop fitting runs finetune pretrain
+        probe __init__
     """.split(),
     "interop": "files layouts settings folding reading writing __init__".split(),
     "cli": """

@@ -377,7 +377,6 @@ def exercise(answer="2 * x", mistake="x**3", setup="from course import check"):
         (exercise(answer="3 * x"), "double: must be 4, but is 6"),
         (exercise(answer="None"), "the answer does not pass"),
         (exercise(mistake="x + x"), "the usual mistake passes the check"),
-        (exercise(setup="from course import check; 1 / 0"), "ZeroDivisionError"),
         (exercise()[:-1] + [("markdown", "no answer")], "Exercise 1: below its text must stand"),
         (exercise()[:-1], "Exercise 1: below its text must stand"),
         (exercise(setup="import time; time.sleep(60)"), "timed out"),
@@ -389,7 +388,6 @@ def exercise(answer="2 * x", mistake="x**3", setup="from course import check"):
         "wrong answer",
         "no answer",
         "harmless mistake",
-        "broken cell",
         "not folded",
         "cut off",
         "stuck",
@@ -400,7 +398,7 @@ def exercise(answer="2 * x", mistake="x**3", setup="from course import check"):
 def test_execute_tells_right_from_wrong(execute, tmp_path, monkeypatch, capfd, cells, says):
     written(tmp_path, cells)
     monkeypatch.setattr(sys, "argv", ["execute.py", "--answers"])
-    monkeypatch.setattr(execute, "LIMIT", 10)
+    monkeypatch.setattr(execute, "LIMIT", 1 if says == "timed out" else 10)
     assert execute.main() == bool(says)
     out = capfd.readouterr().out
     assert says in out and ("failed: 00-small" if says else "failed: none") in out.splitlines()[-1]

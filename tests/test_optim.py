@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tinyvit import functional, nn, optim, vit
+from tinyvit import functional, nn, optim, train, vit
+from tinyvit.models import ResNet, ResNetConfig
 
 rng = np.random.default_rng(0)
 
@@ -14,6 +15,13 @@ class Two(nn.Module):
     def __init__(self):
         self.bias = nn.Parameter(np.array([1.0, -2.0], np.float32))
         self.matrix = nn.Parameter(np.array([[3.0], [4.0]], np.float32), decay=True)
+
+
+class Stack(nn.Module):
+    """The same in a list of blocks."""
+
+    def __init__(self):
+        self.blocks = [Two()]
 
 
 def test_flat_buffer_holds_values_and_gradients_decaying_first():
@@ -55,6 +63,49 @@ def test_sgd_by_hand(backend):
         np.testing.assert_allclose(optimizer.flat.values, w, rtol=1e-5)
 
 
+def test_orthogonal():
+    """Singular vectors stay, each singular value goes five times through the polynomial; tall, wide, rank 1, zero."""
+    rng = np.random.default_rng(1)  # whose square matrix has no singular value below 1/500 of its norm
+    for shape in ((6, 6), (6, 20), (20, 6)):
+        matrix = rng.standard_normal(shape)
+        U, S, Vt = np.linalg.svd(matrix, full_matrices=False)
+        S /= np.sqrt((S**2).sum())
+        for _ in range(5):
+            S = 3.4445 * S - 4.7750 * S**3 + 2.0315 * S**5
+        np.testing.assert_allclose(optim.orthogonal(matrix), U * S @ Vt, atol=1e-5)
+        assert 0.68 < S.min() and S.max() < 1.21
+        assert optim.orthogonal(matrix.astype(np.float32)).dtype == np.float32
+    assert not optim.orthogonal(np.zeros((3, 4), np.float32)).any()
+    assert np.linalg.matrix_rank(optim.orthogonal(np.ones((3, 4)))) == 1
+
+
+def test_muon_by_hand(backend):
+    """Matrices inside blocks by the docstring's equations, a kernel of a convolution as a matrix, the rest by AdamW;
+    on threads the same."""
+    model, twin, third = (vit("digits", depth=1) for _ in range(3))
+    settings = dict(lr=0.1, weight_decay=0.5)
+    muon, adamw = optim.Muon(model, momentum=0.8, **settings), optim.AdamW(twin, **settings)
+    threaded = optim.Muon(third, momentum=0.8, **settings)
+    w = model.blocks[0].mlp.fc1.weight.data.astype(np.float64)
+    m = np.zeros_like(w)
+    with train.Shards(third, threaded.flat, 2, 2) as shards:
+        for _ in range(3):
+            g = rng.standard_normal(muon.flat.values.size).astype(np.float32)
+            muon.flat.gradients[...] = adamw.flat.gradients[...] = threaded.flat.gradients[...] = g
+            muon.step(), adamw.step(), threaded.step(map=shards.on_threads)
+            m = 0.8 * m + 0.2 * model.blocks[0].mlp.fc1.weight.grad
+            step = optim.orthogonal(0.8 * m + 0.2 * model.blocks[0].mlp.fc1.weight.grad)
+            w = w * 0.95 - 0.1 * 0.2 * np.sqrt(max(w.shape)) * step
+    np.testing.assert_allclose(model.blocks[0].mlp.fc1.weight.data, w, atol=1e-5)
+    np.testing.assert_array_equal(threaded.flat.values, muon.flat.values)
+    turned = [name for (name, a), (_, b) in zip(model.named_parameters(), twin.named_parameters(), strict=True)
+              if not np.array_equal(a.data, b.data)]  # fmt: skip
+    inside = "attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2"
+    assert turned == [f"blocks.0.{layer}.weight" for layer in inside]
+    kernels = optim.Muon(ResNet(ResNetConfig((8, 8), 1, 10))).matrices
+    assert all(columns in (16, 32, 64) for _, (_, columns) in kernels) and len(kernels) > 4
+
+
 def test_which_parameters_decay():
     """Matrices do; biases, norms, the class token and the positions do not."""
     model = vit("digits", depth=1)
@@ -80,9 +131,9 @@ def test_clipping():
     assert (optimizer.flat.gradients == 100).all()
 
 
-@pytest.mark.parametrize("make", [optim.AdamW, optim.SGD])
+@pytest.mark.parametrize("make", [optim.AdamW, optim.Muon, optim.SGD])
 def test_state_dict_lets_another_go_on(make):
-    a, b = Two(), Two()
+    a, b = Stack(), Stack()
     first, second = make(a, lr=0.1), make(b, lr=0.1)
     gradients = rng.standard_normal((4, 4)).astype(np.float32)
     for g in gradients[:2]:
@@ -169,6 +220,8 @@ def test_schedule():
         (lambda: optim.AdamW(Two(), lr=-1), ValueError),
         (lambda: optim.AdamW(Two(), betas=(1.0, 0.9)), ValueError),
         (lambda: optim.SGD(Two(), momentum=1), ValueError),
+        (lambda: optim.Muon(Stack(), momentum=1), ValueError),
+        (lambda: optim.Muon(Two()), ValueError),
         (lambda: optim.AdamW(nn.Dropout(0.1)), ValueError),
         (lambda: optim.AdamW(Two()).clip_gradients(-1), ValueError),
     ],

@@ -139,7 +139,7 @@ def test_ranks_change_not_one_bit(size, alone, tmp_path):
     moments, statistics, losses and validation. In another order of the sum, losses within 1e-6."""
     done = job("equality", tmp_path / "job", size)
     assert done.returncode == 0, done.stderr
-    for name in ("vit", "batch-norm"):
+    for name in ("vit", "muon", "batch-norm"):
         assert_same_runs(tmp_path / "job" / name, alone / name)
     if size < 4:
         other, ours = metrics(tmp_path / "job" / "uneven"), metrics(alone / "uneven")

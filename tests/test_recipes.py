@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from tinyvit import bench, data, train
-from tinyvit.train.recipes import FILES, NAMED, PROMISES, RECIPES, RecipeError, read_recipe
+from tinyvit.cli import main
+from tinyvit.train.recipes import FILES, KNOWN, NAMED, PROMISES, RECIPES, RecipeError, read_recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import endurance  # noqa: E402
 import time_to_accuracy  # noqa: E402
 
 WHOLE = """[recipe]
@@ -28,7 +30,7 @@ augment = "none"
 def test_every_named_data_set_has_a_recipe_of_its_name():
     assert set(data.NAMES) <= set(RECIPES)
     assert all(RECIPES[name].data == name for name in data.NAMES)
-    assert {recipe.data for recipe in RECIPES.values()} == set(data.NAMES)
+    assert {recipe.data for recipe, _ in KNOWN.values()} == {*data.NAMES, ""}
     assert train.FOLDER_RECIPE.data == ""
 
 
@@ -130,3 +132,16 @@ def test_the_race_with_pytorch_takes_what_both_do():
     for name, value in others.items():
         with pytest.raises(bench.BenchError, match=f"has no {name} = {value}$"):
             time_to_accuracy.check(replace(RECIPES["mnist"], **{name: value}))
+
+
+def test_endurance_divides_by_the_epochs_between_two_looks():
+    """Protects: the table of a long run, whose short epochs come several at a look."""
+    looks = [(1, 0.0, 50.0, 90.0), (2, 60.0, 60.0, 100.0), (4, 120.0, 80.0, 100.0), (6, 180.0, 120.0, 110.0)]
+    assert endurance.row("x", looks) == ["x", 6, "3.0", "10.0", "20.0", "2.000", "100.0", "110.0", "1.100"]
+
+
+def test_a_recipe_is_no_data(capsys):
+    """Protects: `train cifar10-hybrid`, which would have been answered with another run's name."""
+    name = next(name for name in FILES if name not in data.NAMES)
+    assert main(["train", name]) == 2 and f"tinyvit train --recipe {name}" in capsys.readouterr().err
+    assert main(["train", "--recipe", ""]) == 2 and "cannot be read as a recipe" in capsys.readouterr().err

@@ -16,9 +16,8 @@ from tinyvit import interpret, models, viz
 from tinyvit.classifier import Classifier, load
 from tinyvit.cli import main
 from tinyvit.cli.reporting import write_report
-from tinyvit.train.runs import read_run
+from tinyvit.train.runs import duration, read_run
 from tinyvit.viz.compare import differences, spread, table
-from tinyvit.viz.report import duration
 
 HOSTILE = ("<script>alert(1)</script>", 'a "b" & c', "$x$", "-->", "ok")
 ALONE = {"meta", "br", "img"}  # tags without an end
@@ -292,11 +291,33 @@ def test_compare(tmp_path, capsys):
         assert picture.width == 900
 
 
-def test_compare_needs_two_runs(tmp_path, capsys):
+def test_compare_names_each_run_once(tmp_path, capsys):
+    """One alone is fine, too: what there is to say of it is said."""
     folder = str(make_run(tmp_path / "run", epochs(1), TEST))
+    out = tmp_path / "out"
     for same in (folder, f"{folder}{os.sep}", os.path.join(folder, "..", "run")):
-        assert main(["compare", folder, same]) == 2
-        assert "needs two runs or more" in capsys.readouterr().err
+        assert main(["compare", folder, same, "--out", str(out)]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-2]] == ["run", "run"]
+    page = opened(out / "compare.html").text
+    assert "1 run: digits" in page and "configurations" not in page
+
+
+def test_compare_leaves_out_what_is_no_run(tmp_path, capsys):
+    """Protects: `tinyvit compare runs/*` beside a run that is about to begin, the command's own --out, and a file."""
+    make_run(tmp_path / "done", epochs(10), TEST)
+    make_run(tmp_path / "begun", [])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("lr 0.1 was too much", encoding="utf-8")
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    assert main(["compare", *paths]) == 0
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["run", "begun", "done"]
+    empty, notes = captured.err.splitlines()
+    assert empty == f"tinyvit compare: {tmp_path / 'empty'} is not a run's folder: it holds no config.toml"
+    assert notes == f"tinyvit compare: there is no run's folder at {tmp_path / 'notes.txt'}"
+    assert main(["compare", *paths, str(tmp_path / "dnoe")]) == 1  # whoever names what is not there shall learn of it
+    assert main(["compare", str(tmp_path / "empty")]) == 1
+    assert capsys.readouterr().err.count("Traceback") == 0
 
 
 def test_compare_knows_what_a_star_stands_for(tmp_path, monkeypatch, capsys):

@@ -16,13 +16,14 @@ from tinyvit.classifier import load
 from tinyvit.cli import main, training
 from tinyvit.data.dataset import Dataset, Split
 from tinyvit.models import ResNet, ResNetConfig
-from tinyvit.train import checkpoint, metrics
+from tinyvit.train import checkpoint, metrics, progress
 from tinyvit.train.metrics import log
 from tinyvit.train.progress import Progress
 
 FULL = train.Recipe(epochs=5, batch_size=50, warmup=1.0, dropout=0.1, ema=0.9)  # 5 epochs of 4 steps
 RECIPES = {
     "adamw": replace(FULL, erase=0.3, rand_ops=1, drop_path=0.2, mixup=0.4, cutmix=1.0),
+    "muon": replace(FULL, optimizer="muon"),
     "sgd": replace(FULL, optimizer="sgd", lr=0.1, ema=0.0),
 }
 TIMES = ("seconds", "images_per_second")
@@ -124,8 +125,10 @@ class Killed(BaseException):
     """The end of the process, as far as the loop can tell."""
 
 
-@pytest.mark.parametrize("where", ["train_step", "save", "log", "epoch"])
-@pytest.mark.parametrize("nth", [2, 4, 9])
+@pytest.mark.parametrize(
+    "where, nth", [(where, n) for where in ("train_step", "save", "log", "epoch") for n in (2, 4)]
+    + [("train_step", 9), ("save", 9)],
+)  # fmt: skip
 def test_killed_anywhere(where, nth, whole, digits, tmp_path, monkeypatch):
     """The process ends without a word before a step, a checkpoint, a line of the metrics, an epoch; with a checkpoint
     after each step (save_every=0) and with none but those of the epochs."""
@@ -423,10 +426,22 @@ def test_an_average_changes_no_step(digits, tmp_path):
 # ------------------------------------------------------------------------------------- the command
 
 
+def counted(monkeypatch, owner, name):
+    """A list that from now on gets the arguments of each call of that function."""
+    function, calls = getattr(owner, name), []
+
+    def counting(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     """Stopped by SIGTERM: exit code 143, and the line to type. Then on, to the same end as without; then finished."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "draw", lambda run, dataset: None)
+    monkeypatch.setattr(training, "draw", lambda run: None)
     words = ["--epochs", "3", "--ema", "0.9", "--threads", "1"]
     assert main(["train", *words, "--out", "once"]) == 0
     expected = re.search(r"test accuracy .* %", capsys.readouterr().out)[0]
@@ -434,7 +449,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         stopping_after(patch, 30)
         assert main(["train", *words, "--out", "twice"]) == 143
     assert "the checkpoint holds it. Go on: tinyvit train --resume twice\n" in capsys.readouterr().out
-    assert main(["train", "--resume", "twice", "--threads", "1"]) == 0
+    with monkeypatch.context() as patch:
+        calls = [counted(patch, progress, name) for name in ("load", "fingerprint")]
+        assert main(["train", "--resume", "twice", "--threads", "1"]) == 0
+    assert [len(of) for of in calls] == [1, 1], "a large data set is hashed once, a large checkpoint read once"
     out = capsys.readouterr().out
     assert "going on after step 30, in epoch 2 of 3" in out and expected in out
     assert {path.name for path in (tmp_path / "once").iterdir()} == {

@@ -344,21 +344,21 @@ def test_the_model_is_fitted_to_the_data():
     images = np.zeros((4, 12, 8, 3), np.uint8)
     part = Split(images, np.array([0, 1, 2, 0]))
     dataset = Dataset.of("x", ("a", "b", "c"), part, part, part)
-    config = train.loop.configure(train.Recipe(preset="digits", patch=4), dataset)
+    config = train.fitting.configure(train.Recipe(preset="digits", patch=4), dataset)
     assert (config.image_size, config.channels, config.classes, config.patch) == ((12, 8), 3, 3, 4)
     with pytest.raises(ValueError, match="7 must divide the image's 12×8"):
-        train.loop.configure(train.Recipe(preset="mnist7"), dataset)
+        train.fitting.configure(train.Recipe(preset="mnist7"), dataset)
     huge = np.zeros((1, 2000, 300, 1), np.uint8)
     photos = Dataset.of("x", ("a", "b"), *[Split(huge, np.array([0]))] * 3)
     with pytest.raises(ValueError, match="37,501 tokens.*GiB.*--image-size"):
-        train.loop.configure(train.Recipe(preset="cifar"), photos)
+        train.fitting.configure(train.Recipe(preset="cifar"), photos)
     for config in (AugmentedConfig(1024), QuadraticConfig(4096)):
         with pytest.raises(ValueError, match="tokens, whose attention maps alone take .* GiB.*--image-size"):
-            train.loop.check_memory(config, 32)
-    train.loop.check_memory(AugmentedConfig(1024, attention=0), 32)  # no maps
+            train.fitting.check_memory(config, 32)
+    train.fitting.check_memory(AugmentedConfig(1024, attention=0), 32)  # no maps
     for name in ("train", "validation", "test"):
         with pytest.raises(ValueError, match=f"the {name} split must hold at least one image"):
-            train.loop.configure(train.Recipe(), replace(dataset, **{name: part[:0]}))
+            train.fitting.configure(train.Recipe(), replace(dataset, **{name: part[:0]}))
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_the_model_is_fitted_to_the_data():
         (dict(smoothing=1.0), "smoothing"),
         (dict(preset="digit"), "preset must be one of digits, mnist"),
         (dict(augment="cats"), "augment must be one of"),
-        (dict(optimizer="lion"), "optimizer must be one of adamw, sgd"),
+        (dict(optimizer="lion"), "optimizer must be one of adamw, muon, sgd"),
     ],
 )
 def test_recipe_errors(changes, message):
@@ -381,8 +381,3 @@ def test_recipe_errors(changes, message):
 def test_recipe_from_dict_names_unknown_keys():
     with pytest.raises(ValueError, match="a recipe has no colour, size; it has augment, batch_size"):
         train.Recipe.from_dict({"size": 1, "colour": 2})
-
-
-def test_every_named_data_set_has_a_recipe():
-    assert set(train.RECIPES) == set(data.NAMES)
-    assert all(recipe.data == name for name, recipe in train.RECIPES.items())

@@ -234,7 +234,11 @@ class Terminal(io.StringIO):
     def screen(self):
         rows, y, x = {}, 0, 0
         for code, number, letter, other in re.findall(r"(\x1b\[(\d*)([A-Za-z]))|([^\x1b])", self.getvalue()):
-            if letter == "A":
+            if letter == "H":
+                y, x = 0, 0
+            elif letter == "J" and number == "2":
+                rows = {}
+            elif letter == "A":
                 y, x = y - int(number), 0
             elif letter == "K":
                 rows[y] = rows.get(y, "")[:x]
@@ -249,9 +253,13 @@ class Terminal(io.StringIO):
         return [rows.get(k, "") for k in range(max(rows, default=-1) + 1)]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (40, 12), (200, 60)])
-def test_the_picture_is_drawn_over_and_fits(size, tmp_path, monkeypatch):
-    """Protects: a line as wide as the terminal wraps, and a picture as high as it scrolls, so the next one is torn."""
+@pytest.mark.parametrize(
+    "size, curves", [((80, 24), 2), ((40, 12), 2), ((200, 60), 2), ((80, 10), 1), ((39, 24), 0), ((20, 5), 0),
+                     ((10, 3), 0), ((10, 2), 0)],
+)  # fmt: skip
+def test_the_picture_is_drawn_over_and_fits(size, curves, tmp_path, monkeypatch):
+    """Protects: a line as wide as the terminal wraps, and a picture as high as it scrolls, so the next one is torn. In
+    the smallest there is still how far the run is."""
     monkeypatch.setattr(watching.shutil, "get_terminal_size", lambda: size)
     terminal = Terminal()
     picture = watching.Picture(terminal)
@@ -260,11 +268,43 @@ def test_the_picture_is_drawn_over_and_fits(size, tmp_path, monkeypatch):
         write_metrics(folder, epochs(count))
         picture(read_run(folder))
         screen = [line for line in terminal.screen() if line]
-        assert f"epoch {count} of 10" in screen[1] and len(screen) < size[1]
-        assert max(map(len, screen)) < size[0] or size[0] == 40
-    assert sum("accuracy in %" in line for line in screen) == 1
-    assert sum("loss" in line for line in screen) == 1
-    assert screen[-1].split() == ["1", "epoch", "10"]
+        assert screen[min(1, size[1] - 2)].startswith(f"epoch {count} of 10"[: size[0] - 1])
+        assert len(screen) < size[1] and max(map(len, screen)) < size[0]
+    assert sum("accuracy in %" in line for line in screen) == (curves > 0)
+    assert sum("loss" in line for line in screen) == (curves > 1)
+    assert not curves or screen[-1].split() == ["1", "epoch", "10"]
+
+
+def test_a_terminal_that_is_resized_gets_the_picture_anew(tmp_path, monkeypatch, meanwhile):
+    """Protects: after a resize the old picture's lines have wrapped or moved, so nothing can be drawn over it; and the
+    next epoch may be minutes away."""
+    sizes = [(80, 24)]
+    monkeypatch.setattr(watching.shutil, "get_terminal_size", lambda: os.terminal_size(sizes[-1]))
+    terminal, widths = Terminal(), []
+    monkeypatch.setattr(watching.sys, "stdout", terminal)
+    monkeypatch.setattr(watching, "draws", lambda stream: True)
+    folder = make_run(tmp_path / "run", epochs(2))
+
+    def look(next_size):
+        screen = [line for line in terminal.screen() if line]
+        widths.append(max(map(len, screen)))
+        assert sum("epoch 2 of 10"[: sizes[-1][0] - 1] in line for line in screen) == 1 and len(screen) < sizes[-1][1]
+        sizes.append(next_size)
+
+    for size in ((80, 24), (60, 20), (60, 20), (20, 5), (100, 40)):
+        meanwhile.append(lambda size=size: look(size))
+    meanwhile += [lambda: look((100, 40)), lambda: write_metrics(folder, [*epochs(10), TEST])]
+    assert main(["watch", str(folder)]) == 0
+    assert [width for width in widths] == [79, 79, 59, 59, 19, 99]
+    assert terminal.getvalue().count("\x1b[2J") == 3  # only where the size has changed
+    assert terminal.screen()[-2].split() == ["1", "epoch", "10"] and terminal.screen()[-1] == "test accuracy 90.00 %"
+
+
+def test_letters_of_two_columns_count_twice():
+    """Protects: the name of a folder in Korean wraps otherwise."""
+    assert [watching.cut("손글씨: digits", columns) for columns in (1, 5, 6, 8, 80)] == [
+        "", "손글", "손글씨", "손글씨: ", "손글씨: digits",
+    ]  # fmt: skip
 
 
 def test_the_curves_are_where_the_numbers_are(tmp_path):

@@ -19,8 +19,8 @@ from tinyvit.models import ImageModel, build, from_dict
 from tinyvit.nn import BatchNorm
 from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.checkpoint import load as load_checkpoint
+from tinyvit.train.fitting import check_memory
 from tinyvit.train.folder import BEST, CHECKPOINT
-from tinyvit.train.loop import check_memory
 from tinyvit.train.recipes import Recipe
 
 

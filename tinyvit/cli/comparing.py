@@ -1,30 +1,32 @@
-"""`tinyvit compare`: runs side by side in the terminal, as a page and as a picture."""
+"""`tinyvit compare`: runs side by side in the terminal, as a page and as a picture.
+
+`tinyvit compare runs/*` meets whatever lies there: a folder that is empty yet, a file. What is no run is named and left
+out, and that is all; what is damaged, or not there at all, is a failure (exit code 1), though the others are compared.
+"""
 
 import glob
 import os
 from pathlib import Path
 
 from tinyvit import train
-from tinyvit.cli.shared import Mistake, complain
+from tinyvit.cli.shared import complain
 from tinyvit.train.checkpoint import write_atomically
-from tinyvit.train.runs import read_run
+from tinyvit.train.runs import NotYet, read_run
 
 
 def run_compare(options):
     from tinyvit import viz
     from tinyvit.viz.compare import other_data, spread, table
 
-    folders = named(options.runs)
-    if len(folders) < 2:
-        raise Mistake("needs two runs or more to compare, each named once")
     records, failed = [], 0
-    for folder in folders:
+    for folder in named(options.runs):
         try:
             records.append(read_run(folder))
         except train.CheckpointError as error:  # the others are still compared
-            failed = complain(f"tinyvit compare: {error}", 1)
+            complain(f"tinyvit compare: {error}")
+            failed = failed or not (isinstance(error, NotYet) and Path(folder).exists())
     if not records:
-        return failed
+        return 1
     if said := other_data(records):
         complain(f"tinyvit compare: {said}")
     names = short([str(record.folder) for record in records])
@@ -38,7 +40,7 @@ def run_compare(options):
         write_atomically(out / "compare.html", viz.comparison(records, names).encode("utf-8", "replace"))
         viz.save(viz.compare(records, names), out / "compare.png")
         print(f"{out / 'compare.html'}\n{out / 'compare.png'}")
-    return failed
+    return int(failed)
 
 
 def named(words):

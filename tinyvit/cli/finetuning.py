@@ -7,6 +7,7 @@ from tinyvit.classifier import load
 from tinyvit.cli.shared import Mistake, complain, load_data
 from tinyvit.cli.training import changed, finish, known_recipe
 from tinyvit.train.finetune import check_size, origin
+from tinyvit.train.folder import empty_folder
 from tinyvit.train.ranks import job
 
 
@@ -30,11 +31,11 @@ def run_finetune(options):
         model, dataset = train.begin(start, dataset, recipe, options.mode)
     except ValueError as error:
         raise Mistake(error) from None
-    folder = job().once(train.loop.empty_folder, options.out or job().once(train.new_folder, recipe.data))
+    folder = job().once(empty_folder, options.out or job().once(train.new_folder, recipe.data))
     job().voice(print)(_what_changes(start.model.config, model.config, options))
     begun = origin(start, Path(options.checkpoint).resolve(), options.mode)
     run = train.fit(recipe, dataset, folder, model=model, origin=begun, threads=options.threads)
-    return finish("finetune", run, dataset)
+    return finish("finetune", run)
 
 
 def _what_changes(old, new, options):

@@ -17,7 +17,7 @@ def plot(history, names, epochs, rows, columns):
         epochs: how many the run shall have; the curves' width says how much of it is done.
     """
     accuracy = "accuracy" in names[0]
-    heading = f"{names[0]}{' in %' if accuracy else ''}   {MARKS[0]} training   {MARKS[1]} validation"
+    heading = f"{names[0]}{' in %' if accuracy else ''}  {MARKS[0]} training  {MARKS[1]} validation"
     wide = columns - MARGIN
     places = [[] for _ in names]
     if history:

@@ -20,15 +20,15 @@ def run_train(options):
     h = w = recipe.image_size
     try:
         if recipe.image_size:  # before images of that size fill the memory
-            train.loop.fitted(recipe, (h, w))
+            train.fitting.fitted(recipe, (h, w))
         dataset = load_data(options.data or recipe.data, recipe.image_size)
         h, w = dataset.train.images.shape[1:3]
-        train.loop.configure(recipe, dataset)
+        train.fitting.configure(recipe, dataset)
     except ValueError as error:
         raise Mistake(f"{error}{_other_size(recipe, h, w)}") from None
     out = options.out or job().once(train.new_folder, recipe.data)
     run = train.fit(recipe, dataset, out, threads=options.threads)
-    return finish("train", run, dataset)
+    return finish("train", run)
 
 
 def go_on(options):
@@ -43,22 +43,27 @@ def go_on(options):
     folder = Path(options.resume)
     if folder.name == train.CHECKPOINT:  # which other commands take for the run, too
         folder = folder.parent
-    saved = job().once(train.read_saved, folder)
-    name = saved.recipe.data
-    if name not in data.NAMES and not Path(name).is_dir():
-        raise data.DataError(f"the run was begun on {name}, which is not here; put it back there")
-    dataset = saved.prepared(load_data(name, saved.recipe.image_size))
-    return finish("train", train.resume(folder, dataset, threads=options.threads), dataset)
+    return finish("train", train.resume(folder, data_as_before, threads=options.threads))
+
+
+def data_as_before(recipe):
+    """What the run of that recipe was begun on."""
+    if recipe.data not in data.NAMES and not Path(recipe.data).is_dir():
+        raise data.DataError(f"the run was begun on {recipe.data}, which is not here; put it back there")
+    return load_data(recipe.data, recipe.image_size)
 
 
 def known_recipe(options):
     """The recipe that the options name, or else the one of the package for their data."""
-    recipe = named_recipe(options.recipe) if getattr(options, "recipe", None) else None
+    named = getattr(options, "recipe", None)
+    recipe = None if named is None else named_recipe(named)
     name = options.data or (recipe.data if recipe else "digits")
     if not name:
         raise Mistake("this recipe is for any folder of images: tinyvit train FOLDER --recipe …")
     if name in data.NAMES:
         return replace(recipe or train.RECIPES[name], data=name)
+    if name in KNOWN and not Path(name).is_dir():
+        raise Mistake(f"{name} is a recipe, not data: tinyvit train --recipe {name}")
     folder = str(Path(name).resolve())  # `eval` may be called from elsewhere
     if Path(options.out or "runs").resolve().is_relative_to(folder):
         raise Mistake("the run's folder would be one more class inside the data folder; go up one folder or use --out")
@@ -91,7 +96,7 @@ def changed(recipe, options):
         raise Mistake(error) from None
 
 
-def finish(command, run, dataset):
+def finish(command, run):
     """Say how the run went, draw its pictures; returns the exit code. Of several ranks one does."""
     code = 128 + run.interrupted if run.interrupted else 0
     if job().rank > 0:
@@ -100,7 +105,7 @@ def finish(command, run, dataset):
         print(f"trained in {run.seconds:.0f} s")
         print(f"test accuracy {100 * run.test_accuracy:.2f} %")
     try:
-        draw(run, dataset)
+        draw(run)
     except (Exception, KeyboardInterrupt) as error:  # of whatever drawing dies, the result is told
         complain(f"tinyvit {command}: not all pictures are drawn: {str(error) or type(error).__name__}")
     pictures = ", ".join(sorted(path.name for path in run.folder.glob("*.png"))) or "none"
@@ -110,10 +115,11 @@ def finish(command, run, dataset):
     return code
 
 
-def draw(run, dataset):
+def draw(run):
     """Write the run's pictures into its folder."""
     from tinyvit import interpret, viz
 
+    dataset = run.dataset
     viz.save(viz.curves(run.history), run.folder / "curves.png")
     if run.probabilities is not None:
         test, p = dataset.test, run.probabilities

@@ -1,19 +1,22 @@
 """`tinyvit watch`: a run's curves in the terminal while it goes on in another one.
 
-A terminal that moves its cursor gets a picture that is drawn over; a file, a pipe or a plainer terminal gets a line an
-epoch. Both come from reading the run's folder again and again, so the run itself knows nothing of its watchers.
+A terminal that moves its cursor gets a picture that is drawn over, as much of it as there is room for; a file, a pipe
+or a plainer terminal gets a line an epoch. Both come from reading the run's folder again and again, so the run itself
+knows nothing of its watchers.
 """
 
 import os
 import shutil
 import sys
+import unicodedata
 
 from tinyvit.cli.shared import complain
 from tinyvit.cli.tensorboard import Events
 from tinyvit.train.folder import command_to_resume
-from tinyvit.train.runs import follow
+from tinyvit.train.runs import duration, follow
 
 CURVES = (("accuracy", "validation_accuracy"), ("loss", "validation_loss"))
+LEAST = (39, 3)  # columns and rows of text below which curves are no curves
 
 
 def run_watch(options):
@@ -21,7 +24,8 @@ def run_watch(options):
     show = Picture(sys.stdout) if draws(sys.stdout) else Lines(sys.stdout)
     record = None
     try:
-        for record in follow(options.run_folder, waiting=lambda why: complain(f"waiting for the run: {why}")):
+        waiting = dict(waiting=lambda why: complain(f"waiting for the run: {why}"), idle=show.again)
+        for record in follow(options.run_folder, **waiting):
             show(record)
             if events:
                 events.write(record)
@@ -63,25 +67,36 @@ class Lines:
             )
         self.done = record.epochs_done
 
+    def again(self):
+        """Nothing: what is said stays as it is."""
+
     def say(self, text):
         encoding = self.stream.encoding or "utf-8"
         print(text.encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
 
 
 class Picture:
-    """The curves, drawn over the ones before."""
+    """The curves, drawn over the ones before. Always smaller than the terminal, by the line and the column at which it
+    would scroll or wrap; a picture that did could not be drawn over."""
 
     def __init__(self, stream):
-        self.stream, self.height = stream, 0
+        self.stream, self.record, self.size, self.height = stream, None, None, 0
 
     def __call__(self, record):
-        columns, lines = shutil.get_terminal_size()
-        picture = frame(record, max(columns - 1, 40), max(lines - 1, 12))
-        up = f"\x1b[{self.height}A" if self.height else ""
+        size = shutil.get_terminal_size()
+        picture = frame(record, max(size[0] - 1, 1), max(size[1] - 1, 1))
+        begin = f"\x1b[{self.height}A" if self.height else ""
+        if self.size not in (None, size):  # where the lines of the old picture are now, the terminal alone knows
+            begin = "\x1b[2J\x1b[H"
         # Each line is cleared to its end, and below the last all that a taller picture has left.
-        self.stream.write(up + "".join(f"{line}\x1b[K\n" for line in picture) + "\x1b[J")
+        self.stream.write(begin + "".join(f"{line}\x1b[K\n" for line in picture) + "\x1b[J")
         self.stream.flush()
-        self.height = len(picture)
+        self.record, self.size, self.height = record, size, len(picture)
+
+    def again(self):
+        """Draw the same once more if the terminal has another size by now."""
+        if self.record is not None and shutil.get_terminal_size() != self.size:
+            self(self.record)
 
 
 def headline(record):
@@ -93,23 +108,32 @@ def status(record):
     parts = [f"epoch {record.epochs_done} of {record.recipe.epochs}"]
     if record.history:
         left = record.seconds / record.epochs_done * (record.recipe.epochs - record.epochs_done)
-        parts.append(f"{_clock(record.seconds)}" + (f" and about {_clock(left)} to go" if left else ""))
+        parts.append(duration(record.seconds) + (f" and about {duration(left)} to go" if left else ""))
         best = record.best
         parts.append(f"best validation {best['validation_accuracy']:.2%} in epoch {best['epoch']}")
     return " · ".join(parts)
 
 
 def frame(record, columns, lines):
-    """The picture: at most so many lines, each of at most so many letters (colours not counted)."""
+    """The picture: at most so many lines, each of at most so many columns (colours not counted). Where there is no room
+    for all curves it is the accuracy's alone, or none; the last that stays is how far the run is."""
     from tinyvit.cli.plot import epoch_axis, plot
 
-    each = min((lines - 3) // len(CURVES) - 1, 12)
-    picture = [headline(record)[:columns], status(record)[:columns]]
-    for curves in CURVES:
-        picture += plot(record.history, curves, record.recipe.epochs, each, columns)
-    return [*picture, epoch_axis(record.recipe.epochs, columns)]
+    picture = [cut(text, columns) for text in (headline(record), status(record))[-lines:]]
+    for count in (2, 1):
+        rows = min((lines - 3) // count - 1, 12)
+        if columns >= LEAST[0] and rows >= LEAST[1]:
+            for curves in CURVES[:count]:
+                picture += plot(record.history, curves, record.recipe.epochs, rows, columns)
+            return [*picture, epoch_axis(record.recipe.epochs, columns)]
+    return picture
 
 
-def _clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+def cut(text, columns):
+    """As much of the text as stands in so many columns; letters of some scripts take two."""
+    taken = 0
+    for i, letter in enumerate(text):
+        taken += 1 + (unicodedata.east_asian_width(letter) in "WF")
+        if taken > columns:
+            return text[:i]
+    return text

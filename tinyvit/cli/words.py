@@ -14,6 +14,7 @@ from tinyvit.cli.shared import folder, positive
 from tinyvit.cli.trained import run_eval, run_predict
 from tinyvit.cli.training import run_recipes, run_train
 from tinyvit.cli.watching import run_watch
+from tinyvit.optim import OPTIMIZERS
 from tinyvit.train.finetune import FINETUNING
 
 TRAINED = "a run's folder or checkpoint, or published weights (.npz, .safetensors or their folder)"
@@ -67,7 +68,7 @@ def parser():
     add("--smoothing", type=float, help="label smoothing")
     add("--clip", type=float, help="longest gradient norm; 0 for no clipping")
     add("--dropout", type=float, help="dropout probability")
-    add("--optimizer", choices=("adamw", "sgd"), help="adamw or sgd with momentum")
+    add("--optimizer", choices=OPTIMIZERS, help="adamw, muon, or sgd with momentum")
     add("--augment", choices=data.AUGMENTS, metavar="KIND", help="random changes: " + ", ".join(data.AUGMENTS))
     add("--rand-ops", type=int, help="RandAugment: operations an image; 0 for none")
     add("--rand-magnitude", type=float, help="RandAugment: strength, 0 to 10")

@@ -57,6 +57,7 @@ class HybridConfig(ViTConfig):
 _mnist, _digits = dict(blocks=(1, 1, 1), widths=(16, 32, 64)), dict(blocks=(1, 1), widths=(16, 32))
 PRESETS = {
     "hybrid":        HybridConfig((28, 28), 1,  1, 10,   64,   3,    4,  128, **_mnist),
+    "hybrid-cifar":  HybridConfig((32, 32), 1,  3, 10,  128,   4,    4,  256, **_mnist),
     "hybrid-digits": HybridConfig(( 8,  8), 1,  1, 10,   48,   2,    4,   96, **_digits),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tinyvit.models import PRESETS, ViT, at_resolution
 from tinyvit.models.resolution import enlarged
-from tinyvit.train.loop import check_memory, check_splits, fit
+from tinyvit.train.fitting import check_memory, check_splits, fit
 
 # On validation images of digits, 8×8 → 16×16, two seeds: lr 0.01 98.8 %, 0.03 99.0 %, 0.1 97.5 %.
 FINETUNING = dict(

@@ -128,10 +128,11 @@ def way_on(folder):
         raise OSError(error.errno, f"{error.strerror or error}; {kept}", error.filename) from None
 
 
-def write_config(folder, recipe, config, dataset, origin=None):
-    """Write config.toml: all that a run is a function of. Returns it as a dict, which the checkpoint holds too."""
+def write_config(folder, recipe, config, dataset, data_sha256, origin=None):
+    """Write config.toml: all that a run is a function of. Returns it as a dict, which the checkpoint holds too.
+    `data_sha256` is the data set's `fingerprint`."""
     about = dict(
-        recipe=asdict(recipe), model=to_dict(config), data=dataset.name, data_sha256=fingerprint(dataset),
+        recipe=asdict(recipe), model=to_dict(config), data=dataset.name, data_sha256=data_sha256,
         classes=list(dataset.classes), mean=list(dataset.mean), std=list(dataset.std),
         **({"origin": origin} if origin else {}), machine=machine(),
     )  # fmt: skip

@@ -1,13 +1,11 @@
-"""The loop: a recipe goes in, a folder with a trained model comes out.
+"""The loop: a run in progress.
 
     for each epoch: for each batch: gradient, clip, step;  then look at the validation images and write a checkpoint.
     At the end, once: the test images.
 
-The rest of the file is what a long run owes its user. It can be stopped at any moment and gone on with (`resume`), and
-ends with the same bits. A loss that is not a number stops it at once, before the step that would spread it, and says
-which op made it.
-
-`folder.py` says what is in a run's folder, `progress.py` what a run has to remember.
+The rest of the file is what a long run owes its user. It can be stopped at any moment, and what it then leaves is the
+checkpoint of one moment, from which `fitting.py` goes on to the same bits. A loss that is not a number stops it at
+once, before the step that would spread it, and says which op made it.
 
 Chapter of the course: notebooks/07-training.ipynb.
 """
@@ -16,44 +14,29 @@ import contextlib
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from tinyvit import kernels, optim
-from tinyvit.data import Mix, augmentation, batches
+from tinyvit.data import Dataset, Mix, augmentation, batches
 from tinyvit.data.batches import steps_per_epoch
 from tinyvit.data.dataset import normalise
-from tinyvit.models import PRESETS, ImageModel, build, from_dict
+from tinyvit.models import ImageModel
 from tinyvit.train.average import Average
-from tinyvit.train.checkpoint import CheckpointError
-from tinyvit.train.folder import (
-    BEST,
-    CHECKPOINT,
-    TrainingError,
-    command_to_resume,
-    edited,
-    empty_folder,
-    machine,
-    only_one,
-    save_model,
-    way_on,
-    write_config,
-)
-from tinyvit.train.metrics import METRICS, cut_back, log
-from tinyvit.train.progress import Progress, read_saved
+from tinyvit.train.folder import BEST, CHECKPOINT, TrainingError, command_to_resume, save_model
+from tinyvit.train.metrics import log
 from tinyvit.train.ranks import job
 from tinyvit.train.shards import cut
 
 LINE = "loss {loss:.3f}  validation {validation_accuracy:.2%}  {images_per_second:,.0f} images/s"
-MOST_BYTES = 16 * 2**30  # of attention maps, or of a feature map, in a step; more is a mistake, not a laptop's job
 
 
 @dataclass
 class Run:
-    """What a training run left: its folder, the model, the history (a dict an epoch), and the test result.
+    """What a training run left: its folder, the model, the data set, the history (a dict an epoch), the test result.
 
     `test_accuracy` is in [0, 1]; None where a signal stopped the run, whose number then is `interrupted`.
     `probabilities` (M, classes) are those of the test images. `seconds` counts training alone, without loading data and
@@ -62,62 +45,12 @@ class Run:
 
     folder: Path
     model: ImageModel
+    dataset: Dataset = field(repr=False)
     history: list = field(default_factory=list)
     seconds: float = 0.0
     test_accuracy: float | None = None
     probabilities: np.ndarray | None = None
     interrupted: int = 0
-
-
-def configure(recipe, dataset):
-    """The model's configuration: the recipe's preset, fitted to the data set's images and classes.
-
-    Raises ValueError for an empty split, a patch size that does not divide, and more tokens than a laptop can hold.
-    """
-    check_splits(dataset)
-    _, h, w, C = dataset.train.images.shape
-    return fitted(recipe, (h, w), channels=C, classes=len(dataset.classes))
-
-
-def fitted(recipe, image_size, **changes):
-    """The recipe's preset for images of that size, with changes: as `configure`, also before there are such images."""
-    preset = PRESETS[recipe.preset]
-    changes["image_size"] = image_size
-    for name in ("patch", "dropout", "drop_path"):
-        if hasattr(preset, name):
-            changes[name] = getattr(recipe, name) or getattr(preset, name)
-        elif getattr(recipe, name):
-            raise ValueError(f"{recipe.preset} has no {name}: it is a {preset.kind}")
-    return check_memory(replace(preset, **changes), recipe.batch_size)
-
-
-def check_splits(dataset):
-    """Raises ValueError for an empty split."""
-    for name in ("train", "validation", "test"):
-        if not len(getattr(dataset, name)):
-            raise ValueError(f"{dataset.name}: the {name} split must hold at least one image, got an empty one")
-
-
-def check_memory(config, batch_size):
-    """The configuration as it is. Raises ValueError for larger images, or more tokens, than a laptop can hold."""
-    h, w = config.image_size
-    tokens = getattr(config, "tokens", 0)
-    if tokens:
-        maps = batch_size * config.depth * config.heads * tokens**2 * 4
-        if maps > MOST_BYTES:
-            patches = " or larger patches (--patch)" if hasattr(config, "patch") else ""
-            raise ValueError(
-                f"images of {h}×{w} are {tokens:,} tokens, whose attention maps alone take {maps / 2**30:,.0f} GiB a "
-                f"batch; use smaller images (--image-size){patches}"
-            )
-    first = getattr(config, "widths", (config.channels,))[0]  # numbers for each pixel: a ResNet's, or the image's own
-    pixels = batch_size * h * w * first * 4
-    if pixels > MOST_BYTES:
-        raise ValueError(
-            f"images of {h}×{w} with {first} numbers for each pixel take {pixels / 2**30:,.0f} GiB a batch; "
-            "use smaller images (--image-size)"
-        )
-    return config
 
 
 def evaluate(model, split, mean, std, run_all=map, batch_size=256):
@@ -138,97 +71,12 @@ def evaluate(model, split, mean, std, run_all=map, batch_size=256):
     return float(right.mean()), float(loss), p
 
 
-def fit(
-    recipe, dataset, folder, *, model=None, origin=None, threads=None, say=print, bar=None, save_every=60
-):  # fmt: skip
-    """Train by the recipe on the data set; write checkpoints and metrics into `folder` (made, or empty); test once.
-    Under mpiexec all processes call it alike, share the work and return the same; one of them writes (`ranks.py`).
-
-    Args:
-        model: to go on with, changed in place; by default a new one, the recipe's preset with the recipe's seed.
-        origin: where `model` comes from, a dict for the run's config.toml and checkpoint.
-        threads: workers, at most one for each shard; changes the speed, not one bit of the result. By default as many
-            as cores, or one if the first steps show that to be faster.
-        say: receives each line of text.
-        bar: a progress bar on stderr; by default only if that is a terminal.
-        save_every: seconds from one checkpoint to the next within an epoch, which has one at its end anyway; changes no
-            result.
-
-    Returns a Run, whose model is the average of the weights where the recipe has `ema`. Raises ValueError where the
-    recipe does not fit the data, TrainingError for a non-finite loss or a folder in use, OSError where it cannot be
-    written: then the last checkpoint is kept.
-    """
-    model = model or build(configure(recipe, dataset), recipe.seed)
-    job().check(recipe, dataset, model)
-    folder = job().once(empty_folder, folder)
-    with contextlib.ExitStack() as held:
-        job().once(held.enter_context, only_one(folder))
-        about = job().once(write_config, folder, recipe, model.config, dataset, origin)
-        loop = Loop(recipe, dataset, model, folder, about, Progress())
-        with job().together():
-            loop.save(CHECKPOINT)
-            with way_on(folder):
-                return loop.run([], threads, say, bar, save_every)
-
-
-def resume(folder, dataset, *, threads=None, say=print, bar=None, save_every=60):
-    """Go on with a run that was stopped, from its last checkpoint, on the data set that it began with: what it ends
-    with is what it would have ended with, to the last bit.
-
-    A finished run is tested again, and nothing else. Other arguments and the Run that is returned are those of `fit`.
-    Raises CheckpointError where there is nothing to go on with, DataError for other data, and what `fit` raises.
-    """
-    with contextlib.ExitStack() as held:
-        job().once(held.enter_context, only_one(folder))
-        saved = job().once(read_saved, folder)
-        recipe, now, say = saved.recipe, saved.progress, job().voice(say)
-        loop = restored(saved, saved.prepared(dataset))
-        with job().together(), way_on(saved.folder):
-            if saved.note:
-                loop.save(CHECKPOINT)  # in place of the damaged one
-            lines = saved.note, job().once(edited, saved.folder, saved.about), other_machine(saved.about["machine"])
-            for line in filter(None, lines):
-                say(line)
-            history = job().once(cut_back, saved.folder, now.epochs_done)
-            if lost := now.epochs_done - len(history):
-                say(f"{METRICS} has no good line for {lost} of {now.epochs_done} epochs; the model has lost nothing")
-            if now.epochs_done == recipe.epochs:
-                say(f"{folder} is finished, all {recipe.epochs} epochs are done; testing again")
-            else:
-                say(f"going on after step {now.steps_done}, in epoch {now.epochs_done + 1} of {recipe.epochs}")
-            return loop.run(history, threads, say, bar, save_every)
-
-
-def restored(saved, dataset):
-    """The Loop of a Saved, as it was when it was saved. Raises CheckpointError where its parts do not fit."""
-    recipe, about = saved.recipe, saved.about
-    try:
-        model = build(check_memory(from_dict(about["model"]), recipe.batch_size))
-        model.load_state_dict(saved.part("model."))
-        loop = Loop(recipe, dataset, model, saved.folder, about | {"machine": machine()}, saved.progress)
-        loop.optimizer.load_state_dict(saved.part("optimizer."))
-        if loop.average:  # which is what the file calls the model, and what Loop began its own with
-            model.load_state_dict(saved.part("training."))
-    except (KeyError, TypeError, ValueError) as error:
-        first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of what may be a list of all weights
-        raise CheckpointError(f"{saved.folder}: weights and configuration do not fit: {first}") from None
-    job().check(recipe, dataset, model)
-    return loop
-
-
-def other_machine(before):
-    """A line on how this machine differs from the one before; "" if it does not."""
-    now = machine()
-    changes = [f"{name} {now[name]}, was {before.get(name)}" for name in now if now[name] != before.get(name)]
-    return f"the last bits may differ from here on: {'; '.join(changes)}" if changes else ""
-
-
 class Loop:
     """A run in progress: the model, its optimiser, how far it is; and what one step, one epoch, one checkpoint are."""
 
     def __init__(self, recipe, dataset, model, folder, about, progress):
         self.recipe, self.dataset, self.folder, self.model = recipe, dataset, folder, model
-        kind = {"adamw": optim.AdamW, "sgd": optim.SGD}[recipe.optimizer]
+        kind = optim.OPTIMIZERS[recipe.optimizer]
         self.optimizer = kind(model, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.average = Average(model, self.optimizer.flat, recipe.ema) if recipe.ema else None
         self.about, self.progress = about, progress
@@ -238,7 +86,7 @@ class Loop:
     def run(self, history, threads, say, bar, save_every):
         """All epochs that are left, and the test; returns the Run. `history` holds those before."""
         recipe, data, now = self.recipe, self.dataset, self.progress
-        run, say = Run(self.folder, self.model, history), job().voice(say)
+        run, say = Run(self.folder, self.model, data, history), job().voice(say)
         say(
             f"{data.name}: {len(data.train):,} training images, {len(data.validation):,} validation, "
             f"{len(data.test):,} test; {describe(self.model)}"
@@ -378,7 +226,7 @@ def take_step(shards, optimizer, batch, lr, clip, where, diverged):
         numbers = f"loss {loss}, learning rate {lr:.3g}, gradient norm {norm}"
         raise TrainingError(diverged(f"{numbers} {where}. Where it began: {shards.culprit(*batch)}"))
     with np.errstate(over="ignore", invalid="ignore"):  # shows in the next loss
-        optimizer.step(lr)
+        optimizer.step(lr, shards.on_threads)
     return loss, right, norm
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tinyvit import kernels, optim
 from tinyvit.data import batches
 from tinyvit.data.batches import steps_per_epoch
-from tinyvit.train.folder import CHECKPOINT, TrainingError, empty_folder, save_model, write_config
+from tinyvit.train.folder import CHECKPOINT, TrainingError, empty_folder, fingerprint, save_model, write_config
 from tinyvit.train.interrupt import Interrupt
 from tinyvit.train.loop import progress_bar, take_step
 from tinyvit.train.shards import Shards
@@ -98,6 +98,6 @@ def save_pretrained(model, folder, recipe, dataset):
     Raises TrainingError for a folder in use, OSError where it cannot be written.
     """
     folder = empty_folder(folder)
-    about = write_config(folder, recipe, model.config, dataset)
+    about = write_config(folder, recipe, model.config, dataset, fingerprint(dataset))
     steps = recipe.epochs * steps_per_epoch(len(dataset.train), recipe.batch_size)
     save_model(folder / CHECKPOINT, model, about, dict(epochs_done=recipe.epochs, steps_done=steps))

@@ -92,15 +92,21 @@ class Saved:
         return {name.removeprefix(prefix): array for name, array in named if name.startswith(prefix)}
 
 
+def begun(folder):
+    """The folder's Path. Raises CheckpointError unless there is a checkpoint in it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no run's folder at {folder}")
+    if not any((folder / name).exists() for name in (CHECKPOINT, BEST)):
+        raise CheckpointError(f"{folder} holds no {CHECKPOINT}: no run, or stopped before its first step; begin anew")
+    return folder
+
+
 def read_saved(folder):
     """Read what a run has left in its folder into a Saved, to go on with it: its last checkpoint or, where that is
     damaged, the best epoch's. Raises CheckpointError that says what is missing, damaged or does not fit."""
-    folder, note = Path(folder), ""
+    folder, note = begun(folder), ""
     path = folder / CHECKPOINT
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no run's folder at {folder}")
-    if not path.exists() and not (folder / BEST).exists():
-        raise CheckpointError(f"{folder} holds no {CHECKPOINT}: no run, or stopped before its first step; begin anew")
     try:
         tensors, about = load(path)
     except CheckpointError as error:

@@ -40,7 +40,7 @@ from tinyvit.models import to_dict
 from tinyvit.nn import Statistic
 from tinyvit.nn.module import recording_statistics_now
 from tinyvit.train.checkpoint import CheckpointError
-from tinyvit.train.folder import TrainingError, fingerprint
+from tinyvit.train.folder import TrainingError
 from tinyvit.train.interrupt import Interrupt
 from tinyvit.train.shards import NO_SINGLE_OP, Shards, available_cores, cut, tree
 
@@ -108,8 +108,9 @@ class Alone:
         """The function, on rank 0; on the others one that does nothing."""
         return say
 
-    def check(self, recipe, dataset, model):
-        """Raises TrainingError unless all ranks are about to do the same, and the shards can be dealt out."""
+    def check(self, recipe, data_sha256, model):
+        """Raises TrainingError unless all ranks are about to do the same, and the shards can be dealt out.
+        `data_sha256` is the `fingerprint` of the data set that this rank has."""
 
     def level(self, array):
         """Set the array to what it is on rank 0. On equal processors nothing changes; on unlike ones the last bits may
@@ -176,7 +177,7 @@ class Ranks(Alone):
     def voice(self, say):
         return say if self.rank == 0 else lambda *_, **__: None
 
-    def check(self, recipe, dataset, model):
+    def check(self, recipe, data_sha256, model):
         S, R = recipe.shards, self.size
         if S % R:
             fitting = ", ".join(str(n) for n in range(1, S + 1) if S % n == 0)
@@ -189,7 +190,7 @@ class Ranks(Alone):
             weights.update(p.numpy().tobytes())
         mine = asdict(recipe) | {f"the model's {name}": value for name, value in to_dict(model.config).items()}
         mine |= {"kernels": kernels.backend(), "numpy": np.__version__}
-        mine |= dict(zip(HASHED, (weights.hexdigest(), fingerprint(dataset)), strict=True))
+        mine |= dict(zip(HASHED, (weights.hexdigest(), data_sha256), strict=True))
         everyones = self.comm.allgather(mine)
         for rank, theirs in enumerate(everyones):
             differences = [
@@ -295,5 +296,5 @@ class RankedShards(Shards):
 
     def map(self, function, items):
         """list(map(function, items)), each rank a part of them."""
-        mine = self._on_threads(function, items[cut(len(items), self.ranks.size)[self.ranks.rank]])
+        mine = self.on_threads(function, items[cut(len(items), self.ranks.size)[self.ranks.rank]])
         return [result for results in self.ranks.comm.allgather(mine) for result in results]

@@ -18,6 +18,7 @@ from statistics import mean, stdev
 
 from tinyvit.data import AUGMENTS
 from tinyvit.models import PRESETS
+from tinyvit.optim import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Recipe:
     epochs, batch_size: passes over the training split; images per step.
     lr: peak learning rate, reached after `warmup` epochs (or a fifth of the run, if that is less), then half a cosine
         down to 0.
-    weight_decay: AdamW's decoupled λ on matrices, multiplied by the learning rate; for SGD the L2 term.
+    weight_decay: λ on matrices. AdamW's and Muon's is decoupled, and multiplied by the learning rate; SGD's is the L2
+        term.
     smoothing: label smoothing.
     clip: longest global gradient norm; 0 for none.
     dropout: probability.
-    optimizer: "adamw" or "sgd" (momentum 0.9).
+    optimizer: "adamw", "muon" (momentum 0.95) or "sgd" (momentum 0.9).
     augment: a key of AUGMENTS.
     rand_ops, rand_magnitude: RandAugment (Cubuk et al. 2019), so many operations an image, of strength 0 to 10.
     erase: probability that a rectangle of an image is erased (Zhong et al. 2017).
@@ -91,7 +93,7 @@ class Recipe:
                 value = getattr(self, name)
                 if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
                     raise ValueError(f"{name} must be a {must}, got {value!r}")
-        for name, known in dict(preset=PRESETS, augment=AUGMENTS, optimizer=("adamw", "sgd")).items():
+        for name, known in dict(preset=PRESETS, augment=AUGMENTS, optimizer=OPTIMIZERS).items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")

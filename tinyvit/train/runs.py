@@ -98,12 +98,12 @@ def read_run(folder):
     return Record(folder, about, recipe, model, history, test, state, written[0], max(written))
 
 
-def follow(folder, every=1.0, waiting=lambda why: None):
+def follow(folder, every=1.0, waiting=lambda why: None, idle=lambda: None):
     """Yield the run's Record now and after each change, until the run ends; the last one is of a run that has ended.
 
     Args:
         folder: need not be there yet, nor the run in it have begun; `waiting(why)` is told once for each reason.
-        every: seconds between two looks.
+        every: seconds between two looks. `idle()` is called before each such pause.
 
     Raises CheckpointError for what is damaged, and where the folder goes away.
     """
@@ -122,7 +122,16 @@ def follow(folder, every=1.0, waiting=lambda why: None):
                 yield record
             if record.state != "running":
                 return
+        idle()
         time.sleep(every)
+
+
+def duration(seconds):
+    """A time in words: 42 s, 12 min 3 s, 2 h 5 min."""
+    minutes, whole = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    return f"{minutes} min {whole} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _configuration(folder):

@@ -104,9 +104,9 @@ class Shards:
 
     def map(self, function, items):
         """list(map(function, items)) on all threads."""
-        return self._on_threads(function, items)
+        return self.on_threads(function, items)
 
-    def _on_threads(self, function, items):
+    def on_threads(self, function, items):
         """The calling thread works too: from the end of the list on it takes back what no worker has begun."""
         if self.pool is None:
             return list(map(function, items))
@@ -120,7 +120,7 @@ class Shards:
         change nothing about the result, this changes nothing either."""
         way = min(self.timings, key=lambda way: len(self.timings[way]))
         start = time.perf_counter()
-        results = self._on_threads(function, items) if way == "pool" else list(map(function, items))
+        results = self.on_threads(function, items) if way == "pool" else list(map(function, items))
         self.timings[way].append(time.perf_counter() - start)
         if all(len(seconds) == TRIALS for seconds in self.timings.values()):
             best = {way: min(seconds[1:]) for way, seconds in self.timings.items()}  # the first one compiles
@@ -169,7 +169,7 @@ class Shards:
                 loss.backward(weight)
             return loss.item() * weight, right
 
-        results = self._timed(run, self.own) if self.timings else self._on_threads(run, self.own)
+        results = self._timed(run, self.own) if self.timings else self.on_threads(run, self.own)
         losses = [loss for loss, _ in results]
         for i, j in tree(len(results)):
             kernels.add_into(self.gradients[i], self.gradients[j])

@@ -7,10 +7,10 @@ the settings that differ and only those, and runs that differ in their seed alon
 import itertools
 from statistics import mean, stdev
 
+from tinyvit.train.runs import duration
 from tinyvit.viz.figure import BLUE, INK, ORANGE, WIDTH, Picture, styled
 from tinyvit.viz.page import escape, page, paragraph, plot, scrolling, section
 from tinyvit.viz.panels import Line, draw_lines, panel
-from tinyvit.viz.report import duration
 
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", INK, "#D55E00")  # of Okabe and Ito, legible on white and on black
 STROKES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dashed"}  # matplotlib's names and CSS's
@@ -88,7 +88,8 @@ def compare(records, names):
 
 def comparison(records, names):
     """The same as a page, with the table: text of an HTML file."""
-    title = f"{len(records)} runs compared: {', '.join(dict.fromkeys(record.about['data'] for record in records))}"
+    title = "1 run" if len(records) == 1 else f"{len(records)} runs compared"
+    title += f": {', '.join(dict.fromkeys(record.about['data'] for record in records))}"
     head, *rows = table(records, names)
     cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = ""
@@ -96,7 +97,7 @@ def comparison(records, names):
         key = f'<span class="key" style="border-color: {_on_page(colour)}; border-top-style: {STROKES[stroke]}"></span>'
         body += f'<tr><th scope="row">{key}{escape(name)}</th>'
         body += "".join(f"<td>{escape(value)}</td>" for value in values) + "</tr>"
-    same = "" if differences(records) else paragraph("Their configurations are the same.", "about")
+    same = "" if differences(records) or len(records) == 1 else paragraph("Their configurations are the same.", "about")
     return page(
         title,
         f"<header><h1>{escape(title)}</h1></header>",

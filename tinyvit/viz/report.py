@@ -13,6 +13,7 @@ from PIL import Image
 
 from tinyvit.interpret import confusion
 from tinyvit.train.folder import command_to_resume, quoted
+from tinyvit.train.runs import duration
 from tinyvit.viz.figure import BLUE, GREY, ORANGE
 from tinyvit.viz.images import overlay
 from tinyvit.viz.page import (
@@ -126,14 +127,6 @@ def _facts(record):
     if speeds:
         found["training speed"] = f"{np.median(speeds):,.0f} images/s"
     return found
-
-
-def duration(seconds):
-    """A time in words: 42 s, 12 min 3 s, 2 h 5 min."""
-    minutes, whole = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    return f"{minutes} min {whole} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 # ---------------------------------------------------------------------------------------------- curves
