@@ -13,8 +13,8 @@ PACKAGE = Path(tinyvit.__file__).parent
 
 # The order in which to read. A folder stands for its files, which have an order of their own (below).
 ORDER = """
-    memory tensor gradcheck tape kernels ops convolution functional nn optim models data train classifier interpret viz
-    bench cli __init__ __main__
+    memory tensor gradcheck tape kernels ops convolution functional nn optim models data train classifier interop
+    interpret viz bench cli __init__ __main__
 """.split()
 INSIDE = {
     "kernels": """
@@ -35,6 +35,7 @@ INSIDE = {
         recipes shards checkpoint average metrics folder progress interrupt ranks loop runs finetune pretrain probe
         __init__
     """.split(),
+    "interop": "onnx_operators onnx __init__".split(),
     "cli": """
         shared reporting training finetuning trained figures plot tensorboard watching comparing machine words
         __init__

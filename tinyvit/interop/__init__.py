@@ -1,0 +1,1 @@
+"""Models from elsewhere, and ours for elsewhere: formats of other libraries, read and written."""
