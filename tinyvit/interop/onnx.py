@@ -114,41 +114,51 @@ class Call(NamedTuple):
     static: dict
 
 
+class Trace(NamedTuple):
+    """All calls of one forward pass, in order; the node where it starts and the one where it ends."""
+
+    images: Node
+    calls: list[Call]
+    logits: Node
+
+
 def _trace(model, count):
-    """The model's ops on `count` random images: (the images' node, calls, the logits' node)."""
+    """The Trace of the model for `count` random images."""
     c, dtype = model.config, model.parameters()[0].dtype
     pixels = np.random.default_rng(count).standard_normal((count, *c.image_size, c.channels))
-    images = Tensor(pixels, requires_grad=True, dtype=dtype)  # or a frozen model would leave no trace
-    first, calls = images.node(), []
+    images = Tensor(pixels, requires_grad=True, dtype=dtype)  # so that a model with all weights frozen leaves a trace
+    start, calls = images.node(), []
 
     def note(node, arrays, static):
-        node.pullback = None  # and all that it remembers: nobody goes back
-        leaf = [parent is None or parent.tensor is not None for parent in node.parents]
-        calls.append(Call(node, [a if known else None for a, known in zip(arrays, leaf, strict=True)], static))
+        node.pullback = None  # and with it the activations: nobody goes back
+        known = [parent is None or parent.tensor is not None for parent in node.parents]
+        calls.append(Call(node, [a if k else None for a, k in zip(arrays, known, strict=True)], static))
 
     with evaluating(), composed(), watching(note):
         logits = model(images)
     if not calls:
         raise ValueError("write_onnx follows the tape, and under no_grad() there is none: call it outside")
-    return first, calls, logits.node()
+    return Trace(start, calls, logits.node())
 
 
 def _translate(model, g, images):
-    """Add the model's ops to a Graph, for the Value `images`; the Value of the logits."""
-    (first, calls, last), (first2, calls2, last2) = (_trace(model, count) for count in (FEW, MORE))
+    """Add the model's ops to a Graph, which has the Value `images`. Returns the Value of the logits."""
+    few, more = _trace(model, FEW), _trace(model, MORE)
     names = {id(p): path for path, p in model.named_parameters()}
-    values = {first: images, first2: images}  # a node of either tape: its Value
-    if [call.node.op for call in calls] != [call.node.op for call in calls2]:
-        raise ValueError("the model does something else for other images: a graph of ONNX nodes cannot choose")
-    for a, b in zip(calls, calls2, strict=True):
+    values = {few.images: images, more.images: images}  # a node of either trace: its Value
+    if [call.node.op for call in few.calls] != [call.node.op for call in more.calls]:
+        raise ValueError("for other images the model takes other steps: a list of ONNX nodes has no choice")
+    for a, b in zip(few.calls, more.calls, strict=True):
         op, shape = a.node.op, _shape(a.node.op, a.node.shape, b.node.shape)
         if op not in RULES:
-            raise ValueError(f"the op {op} has no rule in tinyvit/interop/onnx_operators.py; there are {', '.join(RULES)}")
+            raise ValueError(f"no rule in tinyvit/interop/onnx_operators.py says {op} in ONNX's words; add one")
         inputs = [_input(a, b, i, values, g, names) for i in range(len(a.arrays))]
         values[a.node] = values[b.node] = Value(RULES[op](g, *inputs, **_static(a, b, shape)), shape)
-    if values.get(last) is None or values[last] is not values.get(last2):
-        raise ValueError("the model's logits do not come from its images")
-    return values[last]
+    logits = values.get(few.logits)
+    shape = (-1, model.config.classes)
+    if logits is None or logits is not values.get(more.logits) or logits.shape != shape:
+        raise ValueError(f"the model's logits must be (B, {shape[1]}) and come from its images")
+    return logits
 
 
 # ---------------------------------------------------------------------------------------------- what two traces share
