@@ -185,7 +185,7 @@ def _input(a, b, i, values, g, names):
         return Value(g.constant(few, names.get(id(node.tensor))), few.shape)
     shape = _shape(a.node.op, few.shape, more.shape)
     once = few[tuple(slice(1) if size < 0 else slice(None) for size in shape)]  # zeros (2, 8, 8, 4), say: (1, 8, 8, 4)
-    if not all(np.array_equal(np.broadcast_to(once, seen.shape), seen, equal_nan=True) for seen in (few, more)):
+    if not all(np.array_equal(np.broadcast_to(once, seen.shape), seen) for seen in (few, more)):
         raise _unseen(a.node.op, f"a constant {few.shape}")
     name = g.constant(once)
     return Value(g("Expand", name, g.sizes(shape)) if min(shape, default=0) < 0 else name, shape)
