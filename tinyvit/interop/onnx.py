@@ -44,7 +44,7 @@ def write_onnx(path, model, classes=(), mean=None, std=None):
 
     The file's input "images" is (batch, height, width, channels) float32, as for the model and as image libraries give
     them (files from PyTorch want channels first); its output "logits" is (batch, classes). Weights bear the names that
-    they have in a checkpoint, and float64 becomes float32. A runtime must know opset 21: onnxruntime does from 1.18 on.
+    they have in a checkpoint, and float64 becomes float32. A runtime must know opset 21; onnxruntime 1.19 does.
 
     Raises ImportError where the package onnx is missing; TypeError for what is no ImageModel; ValueError for names or
     normalisation that do not fit the model, for weights of more than 2 GB, which one ONNX file cannot hold, for an op
