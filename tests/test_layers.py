@@ -35,7 +35,7 @@ INSIDE = {
         recipes shards checkpoint average metrics folder progress interrupt ranks loop fitting runs finetune pretrain
         probe __init__
     """.split(),
-    "interop": "files layouts settings folding reading writing __init__".split(),
+    "interop": "files layouts settings folding reading onnx_operators onnx writing __init__".split(),
     "cli": """
         shared reporting training finetuning trained exporting figures plot tensorboard watching comparing machine words
         __init__

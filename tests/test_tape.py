@@ -57,6 +57,20 @@ def test_an_optimiser_changes_nothing_about_what_is_remembered():
     assert model(x).trace().remembered == before
 
 
+def test_watching_tells_of_each_op_that_is_recorded():
+    """Only in its block, and with what the tape itself forgets: constants and keyword arguments."""
+    x, told = Tensor(np.ones((2, 3)), requires_grad=True), []
+    with tape.watching(lambda node, arrays, static: told.append((node, arrays, static))):
+        y = (x * 2).sum(axis=1)
+        Tensor(np.ones(2)) * 2  # without a gradient, so not on a tape
+    y.exp()
+    (product, arrays, _), (total, _, static) = told
+    assert product.op == "multiply" and arrays[0] is x._array and arrays[1] == 2
+    assert total.parents == [product] and static == {"axis": 1, "keepdims": False}
+    y.backward(np.ones(2))
+    assert (x.grad == 2).all(), "watching changes nothing"
+
+
 def test_it_prints():
     model = vit("digits", depth=1)
     text = str(functional.cross_entropy(model(np.zeros((2, 8, 8, 1))), [0, 1]).trace())

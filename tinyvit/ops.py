@@ -116,9 +116,11 @@ def _array(x):
     return x._array if isinstance(x, Tensor) else np.asarray(x)
 
 
+@differentiable
 def relu(x):
     """max(x, 0), with derivative 0 at and below 0."""
-    return where(x, 0, condition=~(_array(x) <= 0))  # not "> 0": a NaN must stay one
+    passes = ~(x <= 0)  # not "> 0": a NaN must stay one
+    return np.where(passes, x, 0), lambda g: g * passes
 
 
 @differentiable

@@ -10,12 +10,13 @@ Frameworks hide this table behind a profiler. `viz.draw_tape` draws the same gra
 Chapter of the course: notebooks/01-autograd.ipynb.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 
-from tinyvit.tensor import Tensor
+from tinyvit.tensor import Tensor, watcher
 
 # FLOPs from the shapes of inputs and output; every op that is not here counts one per entry of its output.
 FLOPS = {
@@ -117,6 +118,18 @@ def trace(tensor):
     numbers = {node: i for i, node in enumerate(ordered)}
     seen = set()
     return Tape(tuple(_row(node, numbers, seen) for node in ordered))
+
+
+@contextlib.contextmanager
+def watching(function):
+    """Within this block, in this thread, `function(node, arrays, static)` is told of each op that the tape records: its
+    node, the arrays that it read, its keyword arguments. The tape itself keeps what the way back needs; this is enough
+    to write down the way forward, for another machine (`interop/onnx.py`)."""
+    token = watcher.set(function)
+    try:
+        yield
+    finally:
+        watcher.reset(token)
 
 
 def _row(node, numbers, seen):

@@ -33,6 +33,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 _recording = ContextVar("recording", default=True)
 _checking = ContextVar("checking", default=False)
+watcher = ContextVar("watcher", default=None)  # see `tape.watching`
 _next_order = itertools.count().__next__
 
 
@@ -103,12 +104,9 @@ def differentiable(op):
             if isinstance(x, Tensor):
                 graph = graph or x.requires_grad
                 own = x._array.dtype
-                if dtype is None:
-                    dtype = own
-                elif own is not dtype and own != dtype:
-                    raise TypeError(
-                        f"{name}: tensors must share one dtype, got {dtype} and {own}; convert with .astype()"
-                    )
+                if dtype is not None and own is not dtype and own != dtype:
+                    raise TypeError(f"{name}: tensors must share one dtype, got {dtype} and {own}; use .astype()")
+                dtype = own
         arrays = [x._array if isinstance(x, Tensor) else constant(x, dtype) for x in inputs]
         try:
             result = op(*arrays, **static)
@@ -129,8 +127,11 @@ def differentiable(op):
         if not graph or not _recording.get():
             return Tensor.wrap(out.copy() if memory.share(out, arrays) else out)  # an edit must not reach a graph
         parents = [x.node() if isinstance(x, Tensor) else None for x in inputs]
-        shapes = [a if a is None else a.shape for a in arrays]
-        return Tensor.wrap(out, Node(name, out, pullback, parents, shapes))
+        node = Node(name, out, pullback, parents, [a if a is None else a.shape for a in arrays])
+        watch = watcher.get()
+        if watch is not None:
+            watch(node, arrays, static)
+        return Tensor.wrap(out, node)
 
     return record
 
@@ -160,8 +161,7 @@ def walk(root, gradient):
         node.pullback, node.parents = None, ()  # from here on only this loop holds the activations
         wanted = [parent is not None and parent.wants_gradient() for parent in parents]
         gradients = pullback(gradient, wanted) if takes_wanted(pullback) else pullback(gradient)
-        if not isinstance(gradients, tuple):
-            gradients = (gradients,)
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         if len(gradients) != len(parents):
             raise ValueError(
                 f"the pullback of {node.op} must return a gradient for each of its {len(parents)} positional "
