@@ -15,9 +15,8 @@ Reading order, which is also import order; each file opens with what it teaches:
     models/          the Vision Transformer, and what it is compared with: ResNet, hybrid, Image GPT and more
     data/            digits, MNIST, CIFAR, your folder; augmentation; batches; palettes
     train/           recipes, threads, checkpoints, the loop; fine-tuning; training without labels
-    interop/         models from elsewhere, and ours for elsewhere: Google's, timm's and Hugging Face's files
+    interop/         models from elsewhere, and ours for elsewhere: Google's, timm's and Hugging Face's files, ONNX
     classifier.py    a trained model that reads image files
-    interop/         models from elsewhere, and ours for elsewhere: ONNX
     interpret.py     what a trained ViT has learned and what it looks at, as arrays
     viz/             the same as pictures
     bench/           how fast a training step is, beside PyTorch and beside its matrix products alone
