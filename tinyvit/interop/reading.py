@@ -23,8 +23,8 @@ from tinyvit.interop.layouts import LAYOUTS
 from tinyvit.interop.settings import HEADS, google_settings, hf_settings, timm_settings
 from tinyvit.models import ViT, ViTConfig
 from tinyvit.train.checkpoint import CheckpointError
+from tinyvit.train.fitting import check_memory
 from tinyvit.train.folder import BEST, CHECKPOINT
-from tinyvit.train.loop import check_memory
 
 SETTINGS = {"google": google_settings, "timm": timm_settings, "hf": hf_settings}
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
