@@ -5,7 +5,8 @@
     settings   what weights do not say: heads, class names, how pictures are prepared
     folding    what another library has and ours says in other words
     reading    from a file to a model
-    onnx_operators, onnx    the tape, written once more in the words of ONNX
+    onnx_operators    each of our ops in the words of ONNX
+    onnx       the tape, written once more with them
     writing    from a model to a file
 
 `tinyvit.load` reads all of them, `tinyvit export` writes.
