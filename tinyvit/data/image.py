@@ -8,6 +8,8 @@ It decides once: the whole picture is squashed to the size asked for, as the pap
 that nothing at the edge is lost. What is transparent shows white paper. A model that was trained elsewhere must be
 shown what it was shown there, which a `Preparation` says: ImageNet's usual test keeps the proportions and cuts out the
 centre.
+
+Chapter of the course: notebooks/13-real-weights.ipynb.
 """
 
 import contextlib
