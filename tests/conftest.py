@@ -17,6 +17,8 @@ _blas = threadpool_limits(1, user_api="blas")
 
 # What a shell starts in the background ignores Ctrl-C, and so would the tests of it and all processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # so it is with nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(params=["numba", "numpy"])
