@@ -293,7 +293,9 @@ def test_the_report_on_prediction():
     digits = Measured([times] * 2, [1.0] * 2, 1, 2, dict.fromkeys(times), {})
     latency, throughput = tables(bench.inference_report(bench.Results({}, (1,), {"digits": digits})))
     assert latency[1] == ["digits", "1", "1.00", "2.00", "3.00", "6.00"] + ["3.00 (3.00 to 3.00)"] * 2
-    assert throughput[1] == ["digits", "1", "2,560", "853", "3.00 (3.00 to 3.00)"]
+    assert throughput[1] == ["digits", "256", "1", "2,560", "853", "3.00 (3.00 to 3.00)"]
+    _, throughput = tables(bench.inference_report(bench.Results({}, (1,), {"b16": digits})))
+    assert throughput[1][1:5] == ["8", "1", "80.0", "26.7"]
     alone = Measured([{"tinyvit predict ×1": one(1)}], [1.0], 1, 1, {"tinyvit predict ×1": None}, {})
     latency, _ = tables(bench.inference_report(bench.Results({}, (1,), {"digits": alone})))
     assert latency[1][4:] == ["–"] * 4

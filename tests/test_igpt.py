@@ -244,7 +244,11 @@ def test_config_errors(changes, message):
         (lambda m: m.sample(1, None, temperature=0.0), ValueError, "temperature must be positive"),
         (lambda m: m.sample(-1, None), ValueError, "count must be a whole number of images from 0 up, got -1"),
         (lambda m: m.bits_per_pixel(pixels(0)), ValueError, "needs at least one, got none"),
-        (lambda m: ImageGPTClassifier(m, 3).predict(pixels(2), batch_size=0), ValueError, "batch_size must be"),
+        (
+            lambda m: ImageGPTClassifier(m, 3).predict(pixels(2), batch_size=0),
+            ValueError,
+            "batch_size and threads must",
+        ),
     ],
 )
 def test_wrong_input(call, kind, message):

@@ -13,7 +13,7 @@ PACKAGE = Path(tinyvit.__file__).parent
 
 # The order in which to read. A folder stands for its files, which have an order of their own (below).
 ORDER = """
-    memory tensor gradcheck tape kernels ops convolution functional nn optim models data train interop classifier
+    memory tensor gradcheck tape kernels ops convolution functional nn optim cores models data train interop classifier
     interpret viz bench cli __init__ __main__
 """.split()
 INSIDE = {

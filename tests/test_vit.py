@@ -1,6 +1,7 @@
 """The model: the paper's equations line by line, its parameter counts, and the promises of a fresh network."""
 
 import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -156,6 +157,23 @@ def test_prediction_on_many_threads_leaves_the_mode_alone():
     assert model.training
 
 
+@pytest.mark.parametrize("count", range(12))
+def test_threads_share_the_images_and_give_them_back_in_order(count, monkeypatch):
+    model, x, seen = randomised(ViT(replace(SMALL, dropout=0.5))), images(count, SMALL), set()
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda images: (seen.add(threading.current_thread()), forward(images))[1])
+    with nn.composed():
+        np.testing.assert_allclose(model.predict(x, batch_size=2, threads=3), model.predict(x), rtol=1e-5)
+    assert len(seen) >= min(2, count)  # the caller's own, for the second prediction, among them
+
+
+def test_what_goes_wrong_in_a_thread_is_said():
+    with pytest.raises(ValueError, match=r"reads images \(B, 4, 6, 3\), got \(4, 4, 6, 1\)"):
+        ViT(SMALL).predict(np.zeros((8, 4, 6, 1)), threads=2)
+    with pytest.raises(ValueError, match="batch_size and threads must be at least 1, got 32 and 0"):
+        ViT(SMALL).predict(images(2, SMALL), threads=0)
+
+
 def test_overfits_a_batch_of_32(backend):
     """Random labels on random images, all learnt by heart: nothing is disconnected."""
     model = vit("digits", depth=2)
@@ -264,6 +282,6 @@ def test_wrong_images_and_names():
         vit("B/32")
     with pytest.raises(ValueError, match="a ViTConfig has no colour; it has image_size"):
         vit("digits", colour=1)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size and threads must be at least 1"):
         model.predict(np.zeros((2, 8, 8, 1)), batch_size=0)
     assert replace(SMALL, image_size=np.int64(4)).image_size == (4, 4)

@@ -2,7 +2,7 @@
 
 In reading order:
 
-    shapes        the four models that are measured
+    shapes        the models that are measured
     ours          tinyvit's step and prediction, as contenders
     pytorch       the same model as a good PyTorch user writes it
     parts         the step taken apart: its matrix products alone are the limit
@@ -20,10 +20,10 @@ In reading order:
 from tinyvit.bench.inference import inference, inference_report
 from tinyvit.bench.results import Results
 from tinyvit.bench.rounds import BenchError
-from tinyvit.bench.shapes import SHAPES
+from tinyvit.bench.shapes import PUBLISHED, SHAPES
 from tinyvit.bench.training import RIVALS, has_pytorch, train_step, training_picture, training_report
 
 __all__ = [
-    "BenchError", "RIVALS", "Results", "SHAPES", "has_pytorch", "inference", "inference_report", "train_step",
-    "training_picture", "training_report",
+    "BenchError", "PUBLISHED", "RIVALS", "Results", "SHAPES", "has_pytorch", "inference", "inference_report",
+    "train_step", "training_picture", "training_report",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Prediction beside PyTorch's: how long one image takes, and how many images a second in batches of 256.
+"""Prediction beside PyTorch's: how long one image takes, and how many images a second in a batch.
 
 For one image, much of it is the cost of calling: dozens of operations of a few microseconds each. Whoever waits for an
 answer minds the slow ones, so the ninetieth percentile stands beside the median.
@@ -7,12 +7,13 @@ answer minds the slow ones, so the ninetieth percentile stands beside the median
 from tinyvit.bench.report import ms, opening, remarks, spread, table
 from tinyvit.bench.results import survey
 from tinyvit.bench.rounds import label
-from tinyvit.bench.shapes import MANY, SHAPES
+from tinyvit.bench.shapes import PUBLISHED, SHAPES, many
 from tinyvit.bench.training import has_pytorch
 
 
 def inference(shapes=tuple(SHAPES), threads=(1,), rounds=5, seconds=0.4, say=print):
-    """Measure `model.predict`, and PyTorch eager in inference mode. Arguments and result as in `train_step`."""
+    """Measure `model.predict`, and PyTorch eager in inference mode: at shapes of SHAPES and PUBLISHED, else with the
+    arguments and the result of `train_step`."""
     names = ["tinyvit predict"] + ["eager predict"] * has_pytorch()
     contenders = [(name, count) for count in threads for name in names]
     return survey(contenders, shapes, threads, rounds, seconds, say)
@@ -22,7 +23,7 @@ def inference_report(results):
     """Results of `inference` as Markdown."""
     what = "From normalised images in memory to class probabilities; PyTorch eager in inference mode."
     sections = [opening("Prediction", results, what)]
-    sections += ["## One image", _one(results), f"## {MANY} images at once", _many(results)]
+    sections += ["## One image", _one(results), "## Many images at once", _many(results)]
     return "\n\n".join([*sections, "## Remarks", remarks(results)])
 
 
@@ -41,12 +42,16 @@ def _one(results):
 def _many(results):
     rows = []
     for shape, count, measured, ours, theirs in _pairs(results):
-        row = [shape, count, f"{MANY / measured.time(ours, 'many'):,.0f}"]
-        known = theirs in measured
-        row += [f"{MANY / measured.time(theirs, 'many'):,.0f}"] if known else ["–"]
+        images, known = many((SHAPES | PUBLISHED)[shape]), theirs in measured
+        row = [shape, images, count, _rate(images / measured.time(ours, "many"))]
+        row += [_rate(images / measured.time(theirs, "many"))] if known else ["–"]
         row += [spread(measured.ratio(theirs, ours, "many"))] if known else ["–"]
         rows.append(row)
-    return table(["shape", "threads", "tinyvit images/s", "PyTorch images/s", "ratio of times"], rows)
+    return table(["shape", "images", "threads", "tinyvit images/s", "PyTorch images/s", "ratio of times"], rows)
+
+
+def _rate(a_second):
+    return f"{a_second:,.0f}" if a_second >= 100 else f"{a_second:.1f}"
 
 
 def _pairs(results):

@@ -5,7 +5,7 @@ returns numbers that must be finite (or the times of its parts, if it clocks its
 process of its own (`worker.py`).
 """
 
-from tinyvit.bench.shapes import BATCH, MANY, SHARDS, batch
+from tinyvit.bench.shapes import BATCH, SHARDS, batch, many
 from tinyvit.models import ViT
 from tinyvit.optim import AdamW
 from tinyvit.train import Shards
@@ -27,7 +27,7 @@ def training(config, threads):
 
 
 def prediction(config, threads):
-    """Class probabilities of one image, and of MANY at once: on one thread, whatever `threads` says."""
+    """Class probabilities of one image, and of many at once."""
     model = ViT(config).eval()
-    images, _ = batch(config, MANY)
-    return {"one": lambda: model.predict(images[:1]), "many": lambda: model.predict(images)}
+    images, _ = batch(config, many(config))
+    return {"one": lambda: model.predict(images[:1]), "many": lambda: model.predict(images, threads=threads)}

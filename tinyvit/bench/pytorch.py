@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinyvit.bench.shapes import BATCH, MANY, batch
+from tinyvit.bench.shapes import BATCH, batch, many
 
 
 class Block(nn.Module):
@@ -80,11 +80,11 @@ def _training(config, threads, prepare):
 
 
 def prediction(config, threads):
-    """Class probabilities of one image, and of MANY at once."""
+    """Class probabilities of one image, and of many at once."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = ViT(config).eval()
-    images = _channels_first(batch(config, MANY)[0])
+    images = _channels_first(batch(config, many(config))[0])
 
     def predict(images):
         with torch.inference_mode():

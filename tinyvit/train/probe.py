@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyvit import kernels
-from tinyvit.train.shards import one_blas_thread
+from tinyvit.cores import one_blas_thread
 
 STRENGTHS = tuple(10.0**k for k in range(1, -7, -1))  # from strong to weak: each fit starts at the one before
 

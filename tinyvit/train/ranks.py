@@ -35,6 +35,7 @@ from fractions import Fraction
 import numpy as np
 
 from tinyvit import kernels
+from tinyvit.cores import available_cores
 from tinyvit.data import DataError
 from tinyvit.models import to_dict
 from tinyvit.nn import Statistic
@@ -42,7 +43,7 @@ from tinyvit.nn.module import recording_statistics_now
 from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.folder import TrainingError
 from tinyvit.train.interrupt import Interrupt
-from tinyvit.train.shards import NO_SINGLE_OP, Shards, available_cores, cut, tree
+from tinyvit.train.shards import NO_SINGLE_OP, Shards, cut, tree
 
 # What tells a process its rank and how many there are: MPICH and Intel MPI, Open MPI, Slurm's srun.
 LAUNCHERS = (

@@ -8,39 +8,24 @@ any number of threads. The order is that of a tree, (0 + 1) + (2 + 3), whose bra
 holds for any number of machines that share the shards (`ranks.py`).
 
 Threads suffice, without processes: our kernels, the matrix products among them, release the GIL. Inside a shard all
-is serial; BLAS gets one thread (`one_blas_thread`), because two pools of threads on the same cores wait for
-each other in loops.
+is serial, and BLAS gets one thread (`cores.py`).
 
 Chapter of the course: notebooks/07-training.ipynb.
 """
 
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from tinyvit import functional as F
 from tinyvit import kernels
+from tinyvit.cores import available_cores, one_blas_thread
 from tinyvit.memory import Pool
 from tinyvit.nn import composed, random_state, recording_statistics
 from tinyvit.nn.module import recording_statistics_now
 from tinyvit.tensor import check_finite
-
-
-def available_cores():
-    """How many cores this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def one_blas_thread():
-    """Context manager: matrix products inside run on the calling thread alone. (macOS's Accelerate decides
-    for itself.)"""
-    return threadpool_limits(1, user_api="blas")
 
 
 def classify(model, images, labels, smoothing):
