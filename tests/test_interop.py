@@ -8,6 +8,7 @@ it); Google's layout is built here from known arrays, with a forward pass writte
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from PIL import Image
 import tinyvit
 from tinyvit import interop
 from tinyvit.cli import main
+from tinyvit.cli.shared import data_for
 from tinyvit.data.image import SQUASH, Preparation
 from tinyvit.models import HybridConfig, ViT, ViTConfig, build
 from tinyvit.nn import evaluating
@@ -143,6 +145,15 @@ def test_nothing_is_lost_by_writing(tmp_path):
     (tmp_path / "empty").mkdir()
     interop.write("timm", tmp_path / "empty", classifier_of(SMALL))
     assert {path.name for path in (tmp_path / "empty").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_what_a_killed_export_left_is_cleared_when_nobody_can_be_at_it(tmp_path):
+    for name, age in ((".vit.old.tmp", 2 * 3600), (".vit.new.tmp", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    interop.write("hf", tmp_path / "vit", classifier_of(SMALL))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".vit.new.tmp", "vit"]
 
 
 # ------------------------------------------------------------------------------------------ timm and Hugging Face
@@ -505,6 +516,14 @@ def test_figures_of_a_published_model(pets, tmp_path, capsys):
     (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
     assert main(["figures", str(tmp_path / "vit"), "--data", str(pets)]) == 1  # three outputs, two classes
     assert "class 2 must be the model's" in capsys.readouterr().err
+
+
+def test_a_published_model_is_tested_on_pictures_prepared_as_its_files_say(pets):
+    classifier = tinyvit.load(STORED / "timm")
+    assert classifier.prepare.resize is not None
+    dataset = data_for(classifier, str(pets))
+    seen = {image.tobytes() for part in (dataset.train, dataset.validation, dataset.test) for image in part.images}
+    assert seen == {classifier.read(path)[0].tobytes() for path in pets.glob("*/*.png")}
 
 
 def test_export_of_a_run_and_of_published_weights(tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 onnx = pytest.importorskip("onnx", reason='needs pip install -e ".[parity]"')
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from tinyvit import Classifier, Tensor, convolution, differentiable, functional, no_grad, ops, vit  # noqa: E402
+from tinyvit import Classifier, Tensor, convolution, data, differentiable, functional, load, no_grad, ops, vit  # noqa: E402
+from tinyvit.cli import main  # noqa: E402
 from tinyvit.interop import onnx as export  # noqa: E402
 from tinyvit.interop.onnx import write_onnx  # noqa: E402
 from tinyvit.interop.onnx_operators import OPERATORS, RULES  # noqa: E402
@@ -300,6 +302,25 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pip install tinyvit\[onnx\]"):
         write_onnx(tmp_path / "model.onnx", vit("digits"))
+
+
+def test_the_command_writes_a_run_with_its_normalisation_and_names(tmp_path, monkeypatch, capsys):
+    """The file alone answers as the run does, from pixels scaled to 0 … 1."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", "--epochs", "1", "--threads", "1", "--out", "run"]) == 0
+    assert main(["export", "run", "--format", "onnx"]) == 0
+    path, run = Path("run") / "model.onnx", load("run")
+    assert capsys.readouterr().out.splitlines()[-1] == str(path)
+    images = data.load("digits").test.images
+    scaled = images.astype(np.float32) / 255
+    ours = run.model.eval()(run.normalise(images)).data
+    assert np.abs(logits(path, scaled) - ours).max() <= 1e-4 * np.abs(ours).max()
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert tuple(json.loads(properties["classes"])) == run.classes == tuple("0123456789")
+    assert main(["export", "run", "--format", "onnx", "--out", "new/m.onnx"]) == 0 and Path("new/m.onnx").exists()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["export", "run", "--format", "onnx"]) == 1
+    assert "pip install tinyvit[onnx]" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ def run_export(options):
     path = Path(options.out or _beside(options.checkpoint, ENDINGS[options.format]))
     for note in classifier.notes:
         complain(f"tinyvit export: {note}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if options.format in WRITERS:
             for note in write(options.format, path, classifier):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyvit import data
+from tinyvit.data.image import SQUASH
 from tinyvit.train.ranks import job, launched
 
 
@@ -22,12 +23,12 @@ def complain(text, code=None):
     return code
 
 
-def load_data(name, image_size=0):
-    """The data set of that name, or folder of images; resized if `image_size` is not 0."""
+def load_data(name, image_size=0, prepare=SQUASH):
+    """The data set of that name, or folder of images; if `image_size` is not 0, prepared for it."""
     misused = name not in data.NAMES and not Path(name).is_dir()
     try:
         with job().in_turn():
-            return data.load(name, image_size=image_size or None)
+            return data.load(name, image_size=image_size or None, prepare=prepare)
     except data.DataError as error:
         raise (Mistake(error) if misused else error) from None
 
@@ -37,7 +38,7 @@ def data_for(classifier, asked):
     if classifier.recipe is None:
         if not asked:
             raise data.DataError("it was trained elsewhere, on data that its files do not name; name yours with --data")
-        return load_data(asked, classifier.model.config.image_size[0])
+        return load_data(asked, classifier.model.config.image_size[0], classifier.prepare)
     name = asked or classifier.recipe.data
     if not asked and name not in data.NAMES and not Path(name).is_dir():
         raise data.DataError(f"it was trained on {name}, which is not here; name the data with --data")

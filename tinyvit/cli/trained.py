@@ -13,7 +13,11 @@ from tinyvit.train.checkpoint import write_atomically
 
 
 def run_eval(options):
-    classifier = load(options.checkpoint)
+    classifier = load(options.checkpoint, options.heads)
+    for note in classifier.notes:
+        complain(f"tinyvit eval: {note}")
+    if not classifier.knows_classes:
+        return complain(f"tinyvit eval: {options.checkpoint} has no head; `tinyvit finetune` gives it one", 1)
     dataset = data_for(classifier, options.data)
     check_fits(classifier, dataset)
     split = getattr(dataset, options.split)

@@ -117,7 +117,8 @@ def parser():
         "eval", run_eval, "test a trained model again",
         "  tinyvit eval runs/digits-1\n  tinyvit eval runs/digits-1 --split validation",
     )  # fmt: skip
-    sub.add_argument("checkpoint", metavar="RUN", help="a run's folder or checkpoint")
+    sub.add_argument("checkpoint", metavar="RUN", help=TRAINED)
+    add_heads(sub)
     sub.add_argument("--data", help="other data of the same kind than it was trained on")
     sub.add_argument("--split", choices=("train", "validation", "test"), default="test")
 

@@ -19,14 +19,14 @@ from tinyvit.data.dataset import DataError, Dataset, Split, stratified
 from tinyvit.data.digits import load_digits
 from tinyvit.data.folder import load_folder
 from tinyvit.data.idx import header
-from tinyvit.data.image import resized
+from tinyvit.data.image import SQUASH, resized
 from tinyvit.data.sources import SOURCES
 
 NAMES = ("digits", *SOURCES)
 TIMEOUT = 30  # seconds without a byte before a mirror is given up
 
 
-def load(name, *, root=None, download=True, image_size=None):
+def load(name, *, root=None, download=True, image_size=None, prepare=SQUASH):
     """Load a data set by name, or a folder of images by path; returns a `Dataset`.
 
         digits      1,197 / 240 / 360 images, 8x8x1; part of the package
@@ -37,7 +37,7 @@ def load(name, *, root=None, download=True, image_size=None):
 
     (train / validation / test). `root` is a folder to look in first; `download=False` keeps off the network.
     A path (`load("pets")`) reads a folder with one sub-folder a class, see `data/folder.py`. `image_size` squashes all
-    images to that height and width, see `data/image.py`.
+    images to that height and width; or another `Preparation` gives them that size, see `data/image.py`.
 
     Raises DataError for whatever is wrong: an unknown name, a file that cannot be had, is damaged, or is not
     what it claims.
@@ -46,9 +46,9 @@ def load(name, *, root=None, download=True, image_size=None):
         raise DataError(f"image_size must be a whole number of pixels from 1 up, got {image_size!r}")
     if name == "digits" or name in SOURCES:
         dataset = load_digits() if name == "digits" else _load_source(name, SOURCES[name], root, download)
-        return resized(dataset, image_size) if image_size else dataset
+        return resized(dataset, image_size, prepare) if image_size else dataset
     if Path(name).is_dir():
-        return load_folder(name, image_size)
+        return load_folder(name, image_size, prepare)
     near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     raise DataError(
         f"the data set must be one of {', '.join(NAMES)}, or a folder with one sub-folder of images a class; "

@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from tinyvit.data.dataset import DataError, Dataset, Split, reading, stratified
-from tinyvit.data.image import read_header, read_image
+from tinyvit.data.image import SQUASH, read_header, read_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
-def load_folder(path, image_size=None):
+def load_folder(path, image_size=None, prepare=SQUASH):
     """A Dataset from a folder of images; classes are the sub-folders' names, sorted.
 
     Images are (h, w, 1) if every file is greyscale, else (h, w, 3). `image_size` squashes all to that height
-    and width; without it all must agree. How a file becomes pixels: `data/image.py`. The cut into parts is fixed
-    and stratified; of a folder with train/ only what is missing is cut from it, a tenth each.
+    and width, or `prepare` gives them that size; without it all must agree. How a file becomes pixels:
+    `data/image.py`. The cut into parts is fixed and stratified; of a folder with train/ only what is missing is cut
+    from it, a tenth each.
 
     Raises DataError, naming files, for: no images, fewer than two classes, an empty class, a class of test/
     that train/ lacks, unreadable images (all of them, in one error), images above Pillow's decompression-bomb
@@ -34,7 +35,7 @@ def load_folder(path, image_size=None):
         folders = _part_folders(path) or {"all": path}
         classes = _classes(folders.get("train", path))
         files = {part: _files(folder, classes) for part, folder in folders.items()}
-    arrays = _decode([file for part in files.values() for file, _ in part], image_size)
+    arrays = _decode([file for part in files.values() for file, _ in part], image_size, prepare)
     parts, start = {}, 0
     for part, listed in files.items():
         labels = np.array([label for _, label in listed], np.int64)
@@ -94,14 +95,14 @@ def _files(path, classes):
     return listed
 
 
-def _decode(files, image_size):
+def _decode(files, image_size, prepare):
     """All images as one array (M, h, w, C). All headers are read first: a wrong set costs no decoding."""
     headers = _each(files, read_header)
     grey = all(is_grey for _, is_grey in headers)
     w, h = (image_size, image_size) if image_size else _common_size(files, [size for size, _ in headers])
     images = np.empty((len(files), h, w, 1 if grey else 3), np.uint8)  # where memory is too small, it shows here
     place = dict(zip(files, images, strict=True))
-    _each(files, lambda file: np.copyto(place[file], read_image(file, (w, h), grey)))
+    _each(files, lambda file: np.copyto(place[file], read_image(file, (w, h), grey, prepare)))
     return images
 
 

@@ -97,21 +97,21 @@ def read_image(path, size, grey, prepare=SQUASH):
         return np.array(prepare(image, size)).reshape(size[1], size[0], -1)
 
 
-def resized(dataset, image_size):
-    """The data set with all images squashed to (image_size, image_size), as `read_image` does it; mean and std are
-    those of the new training images. A larger size adds pixels, and no detail that was not there."""
-    splits = [_resized_split(split, image_size) for split in (dataset.train, dataset.validation, dataset.test)]
+def resized(dataset, image_size, prepare=SQUASH):
+    """The data set with all images squashed to (image_size, image_size), or prepared, as `read_image` does it; mean and
+    std are those of the new training images. A larger size adds pixels, and no detail that was not there."""
+    splits = [_resized_split(split, image_size, prepare) for split in (dataset.train, dataset.validation, dataset.test)]
     return Dataset.of(dataset.name, dataset.classes, *splits)
 
 
-def _resized_split(split, side):
+def _resized_split(split, side, prepare):
     from PIL import Image
 
     M, _, _, C = split.images.shape
     images = np.empty((M, side, side, C), np.uint8)
     for old, new in zip(split.images, images, strict=True):
         for c in range(C):
-            new[:, :, c] = SQUASH(Image.fromarray(old[:, :, c]), (side, side))
+            new[:, :, c] = prepare(Image.fromarray(old[:, :, c]), (side, side))
     return Split(images, split.labels)
 
 

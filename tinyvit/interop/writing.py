@@ -26,7 +26,7 @@ import safetensors.numpy
 from tinyvit.data.image import FILTERS
 from tinyvit.interop.layouts import LAYOUTS
 from tinyvit.tensor import Tensor, no_grad
-from tinyvit.train.checkpoint import write_atomically
+from tinyvit.train.checkpoint import clear_left_overs, write_atomically
 
 POOLS = {"google": ("class", "average"), "timm": ("class", "average", "average-norm"), "hf": ("class",)}
 HEADS = {"google": ("linear", "mlp", "none"), "timm": ("linear", "none"), "hf": ("linear",)}
@@ -170,6 +170,7 @@ def _write_folder(path, settings, tensors):
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(17, "it must be new or empty, so that nothing is lost", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_left_overs(path)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         made.chmod(0o755)

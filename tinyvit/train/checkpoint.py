@@ -15,6 +15,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def write_atomically(path, content):
     Raises OSError (disk full, read-only folder) that names `path`; the old file is untouched, nothing left beside it.
     """
     path = Path(path)
-    _clear_left_overs(path)
+    clear_left_overs(path)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -77,12 +78,12 @@ def patiently(act, *arguments, patience=2.0):
             time.sleep(0.05)
 
 
-def _clear_left_overs(path, age=3600):
-    """Remove what a process that was killed in `write_atomically` has left: files that nobody can still be writing."""
+def clear_left_overs(path, age=3600):
+    """Remove what a process that was killed while it made `path` has left: what nobody can still be writing."""
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - left_over.stat().st_mtime > age:
-                left_over.unlink()
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
 
 
 def _umask():
