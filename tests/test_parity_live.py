@@ -18,7 +18,7 @@ from tinyvit.data import load  # noqa: E402
 from tinyvit.data.dataset import normalise  # noqa: E402
 from tinyvit.models import ViT, ViTConfig  # noqa: E402
 from tinyvit.nn import EncoderBlock, Module, Parameter  # noqa: E402
-from tinyvit.optim import SGD, AdamW, FlatParameters, warmup_cosine  # noqa: E402
+from tinyvit.optim import SGD, AdamW, FlatParameters, Muon, warmup_cosine  # noqa: E402
 from tinyvit.tensor import Tensor  # noqa: E402
 from tinyvit.train import Shards  # noqa: E402
 
@@ -251,6 +251,37 @@ def test_optimiser_update_by_update(backend, name):
         optimizer.step()
         for p, q in zip((model.weight, model.bias), theirs, strict=True):
             np.testing.assert_allclose(p.data, q.numpy(), rtol=0, atol=1e-10)
+
+
+class Matrix(Module):
+    def __init__(self, rng, shape):
+        self.weight = Parameter(rng.standard_normal(shape), decay=True, dtype=np.float32)
+
+
+class Matrices(Module):
+    """A wide matrix and a tall one, where Muon looks for them."""
+
+    def __init__(self, rng):
+        self.blocks = [Matrix(rng, shape) for shape in ((6, 14), (14, 6))]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs PyTorch 2.9")
+def test_muon_update_by_update(monkeypatch):
+    """As above. PyTorch makes momenta orthogonal in bfloat16, which would hide what is compared: here in float32."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+    rng = np.random.default_rng(0)
+    model = Matrices(rng)
+    theirs = [torch.tensor(p.numpy()) for p in model.parameters()]
+    ours = Muon(model, lr=0.01, momentum=0.8, weight_decay=0.3)
+    optimizer = torch.optim.Muon(theirs, 0.01, 0.3, momentum=0.8, adjust_lr_fn="match_rms_adamw")
+    for _ in range(20):
+        for p, q in zip(model.parameters(), theirs, strict=True):
+            p.grad[...] = rng.standard_normal(p.shape) * 10.0 ** rng.uniform(-2, 0)
+            q.grad = torch.tensor(p.grad)
+        ours.step()
+        optimizer.step()
+        for p, q in zip(model.parameters(), theirs, strict=True):
+            np.testing.assert_allclose(p.data, q.numpy(), rtol=0, atol=1e-5)
 
 
 def test_clipping(backend):
