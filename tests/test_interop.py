@@ -23,7 +23,7 @@ from tinyvit import interop
 from tinyvit.cli import main
 from tinyvit.cli.shared import data_for
 from tinyvit.data.image import SQUASH, Preparation
-from tinyvit.models import HybridConfig, ViT, ViTConfig, build
+from tinyvit.models import HybridConfig, ResNetConfig, ViT, ViTConfig, build
 from tinyvit.nn import evaluating
 from tinyvit.tensor import no_grad
 from tinyvit.train import CheckpointError
@@ -129,10 +129,18 @@ def test_what_a_layout_cannot_hold(layout, changes, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_hybrid_stays_at_home(tmp_path):
-    hybrid = HybridConfig(image_size=(8, 8), channels=1, width=24, depth=1, heads=2, mlp=24)
-    with pytest.raises(ValueError, match="no place for a hybrid"):
-        interop.write("timm", tmp_path / "out", classifier_of(hybrid))
+@pytest.mark.parametrize("layout", interop.WRITERS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        HybridConfig(image_size=(8, 8), channels=1, width=24, depth=1, heads=2, mlp=24),
+        ResNetConfig((8, 8), 1, 10),
+    ],
+)
+def test_what_is_no_plain_vit_stays_at_home(config, layout, tmp_path):
+    with pytest.raises(ValueError, match=f"no place for a {config.kind}"):
+        interop.write(layout, tmp_path / "out", classifier_of(config))
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_lost_by_writing(tmp_path):
@@ -249,6 +257,11 @@ def test_several_files_with_an_index(tmp_path):
     index.write_text(json.dumps({"weight_map": places}))
     assert same_weights(tinyvit.load(tmp_path).model, tinyvit.load(STORED / "hf").model)
     assert same_weights(tinyvit.load(index).model, tinyvit.load(STORED / "hf").model)
+    second = {"extra": np.ones(2, np.float32), "classifier.bias": arrays["classifier.bias"]}
+    safetensors.numpy.save_file(second, tmp_path / "more.safetensors")
+    index.write_text(json.dumps({"weight_map": places | {"extra": "more.safetensors"}}))
+    with pytest.raises(CheckpointError, match="must name each array once; classifier.bias is in two files"):
+        tinyvit.load(tmp_path)
     index.write_text(json.dumps({"weight_map": places | {"classifier.bias": "../../secret.safetensors"}}))
     with pytest.raises(CheckpointError, match="must name files beside it"):
         tinyvit.load(tmp_path)
@@ -536,6 +549,10 @@ def test_export_of_a_run_and_of_published_weights(tmp_path, capsys, monkeypatch)
         assert ("tanh form of GELU" in captured.err) == (format == "google")
         assert same_weights(tinyvit.load(Path("run") / name).model, tinyvit.load("run").model)
     assert main(["export", "run", "--format", "hf"]) == 1 and "new or empty" in capsys.readouterr().err
+    before = Path("run/model.npz").read_bytes()
+    assert main(["export", "run/model.npz", "--format", "google"]) == 1
+    assert "must be another file than the one that is read" in capsys.readouterr().err
+    assert Path("run/model.npz").read_bytes() == before
     assert main(["export", "run/model-hf", "--format", "timm", "--out", "again"]) == 0
     assert tinyvit.load("again").classes == tuple("0123456789")
     assert main(["export", str(STORED / "timm"), "--format", "hf", "--out", "no"]) == 1

@@ -64,6 +64,10 @@ def lists():
         "a long number": b'{"a": ' + b"9" * 6000 + b"}",
         "a list of 5 MB": b'{"a": "' + b"x" * 5_000_000 + b'"}',
         "names twice": b'{"a": %b, "a": %b}' % ((json.dumps(ok).encode(),) * 2),
+        "200,000 names, the last twice": b"{%b, %b}"
+        % (b", ".join(b'"%d": 0' % i for i in range(200_000)), b'"199999": 0'),
+        "200,000 names": json.dumps({str(i): {} for i in range(200_000)}).encode(),
+        "a name of 4 MB": json.dumps({"encoderblock" * 340_000 + "/LayerNorm_1/": ok}).encode(),
         "an empty list": b"{}",
     }.items():
         yield what, safetensors(text, room)
@@ -187,10 +191,10 @@ def npy(header, numbers=b"", version=(1, 0)):
     return b"\x93NUMPY" + bytes(version) + struct.pack("<H" if version[0] == 1 else "<I", len(text)) + text + numbers
 
 
-def archive(members, packed=False):
+def archive(members, packed=False, way=zipfile.ZIP_DEFLATED):
     """A zip file with (name, bytes) in it."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as out:
+    with zipfile.ZipFile(file, "w", way if packed else zipfile.ZIP_STORED) as out:
         for name, content in members:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of names twice
@@ -202,6 +206,13 @@ def array(values):
     file = io.BytesIO()
     np.save(file, values, allow_pickle=True)
     return file.getvalue()
+
+
+def four_gigabytes(name):
+    """A member packed with LZMA that wants so much memory to be unpacked."""
+    content = bytearray(archive([(name, array(np.ones(300, "f4")))], packed=True, way=zipfile.ZIP_LZMA))
+    struct.pack_into("<I", content, 30 + len(name) + 5, 0xF0000000)  # its header: version, 5, properties, dictionary
+    return bytes(content)
 
 
 class Runs:
@@ -246,6 +257,9 @@ def archives():
         yield f"npz: {what}", archive([(name, content)])
     yield "npz: a bomb", archive([(name, array(np.zeros(2**25, "f4")))], packed=True)
     yield "npz: many small bombs", archive([(f"{i}.npy", array(np.zeros(2**18, "f4"))) for i in range(64)], packed=True)
+    yield "npz: LZMA, with a dictionary of 4 GB", four_gigabytes(name)
+    yield "npz: bzip2", archive([(name, array(np.ones(3, "f4")))], packed=True, way=zipfile.ZIP_BZIP2)
+    yield "npz: a name of 60 kB", archive([("encoderblock" * 5_000 + "/LayerNorm_1/.npy", array(np.ones(3, "f4")))])
     yield "npz: names twice", archive([(name, array(np.ones(3, "f4")))] * 2)
     yield (
         "npz: paths",

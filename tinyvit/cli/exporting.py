@@ -20,6 +20,10 @@ def run_export(options):
     path = Path(options.out or _beside(options.checkpoint, ENDINGS[options.format]))
     for note in classifier.notes:
         complain(f"tinyvit export: {note}")
+    if path.exists() and path.samefile(options.checkpoint):
+        return complain(
+            f"tinyvit export: {path} must be another file than the one that is read: --out", 1
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if options.format in WRITERS:

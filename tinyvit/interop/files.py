@@ -27,6 +27,7 @@ from tinyvit.train.checkpoint import CheckpointError
 
 MOST_TEXT = 4 * 2**20  # bytes of a list or of settings; that of a ViT-H is 60 kB long
 MOST_PACKED = 20  # times what a packed file holds may be larger than the file; weights hardly pack at all
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take as much memory to unpack as the file says
 TYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "V2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
@@ -104,16 +105,25 @@ def _table(text):
     """JSON text as a dict. A name that stands there twice is an error: which one counts, readers do not agree."""
 
     def unique(pairs):
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-            raise ValueError(f"{twice[:60]!r} stands there twice")
+        table = {}
+        for name, value in pairs:
+            if name in table:
+                raise ValueError(f"{name[:60]!r} stands there twice")
+            table[name] = value
         return table
 
     table = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     if not isinstance(table, dict):
         raise ValueError("it must hold a table of names")
     return table
+
+
+def _check_names(names):
+    """ValueError for more names, or longer ones, than a model has: what is done with each takes time."""
+    if len(names) > 100_000:
+        raise ValueError("it has more arrays than any model")
+    if longest := max((len(name) for name in names if len(name) > 300), default=0):
+        raise ValueError(f"it has a name of {longest:,} characters, which no array has")
 
 
 def _whole(value):
@@ -133,6 +143,7 @@ def _read_safetensors(path):
             )
         table = _table(file.read(length))
     remarks = table.pop("__metadata__", {})
+    _check_names(table)
     if not isinstance(remarks, dict):
         raise ValueError("its remarks must be a table")
     _check_places(table, size - 8 - length)
@@ -173,16 +184,15 @@ def _read_npz(path):
     tensors, size = {}, os.path.getsize(path)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        if len(members) > 100_000 or sum(len(member.filename) for member in members) > MOST_TEXT:
-            raise ValueError("it has more members than any model")
+        _check_names([member.filename for member in members])
         if sum(member.file_size for member in members) > MOST_PACKED * size:
             raise ValueError(f"it says that it unpacks to more than {MOST_PACKED} times its size, which weights do not")
         for member in members:
             name = member.filename.removesuffix(".npy")
             if name in tensors:
                 raise ValueError(f"{name[:60]!r} is in it twice")
-            if member.flag_bits & 1:
-                raise ValueError(f"{name[:60]!r} is encrypted")
+            if member.flag_bits & 1 or member.compress_type not in PACKED:
+                raise ValueError(f"{name[:60]!r} is encrypted, or packed in a way that NumPy never does")
             with archive.open(member) as file:
                 tensors[name] = _read_npy(file, name, member.file_size)
     return tensors

@@ -117,7 +117,10 @@ def _all_shards(index):
         if Path(shard).name != shard or "\\" in shard or len(tensors) > 100_000:
             raise CheckpointError(f"{index} must name files beside it, got {shard[:60]!r}")
         refuse_pickles(index.parent / shard)
-        tensors |= read_tensors(index.parent / shard)
+        found = read_tensors(index.parent / shard)
+        if twice := sorted(found.keys() & tensors):
+            raise CheckpointError(f"{index} must name each array once; {_short(twice[0])} is in two files, one {shard}")
+        tensors |= found
     return tensors
 
 

@@ -92,6 +92,7 @@ def write_google(path, classifier):
 
 
 def write_hf(path, classifier):
+    tensors = theirs(classifier.model, "hf")
     c, prepare = classifier.model.config, classifier.prepare
     h, w = c.image_size
     config = dict(
@@ -112,11 +113,12 @@ def write_hf(path, classifier):
         **({"crop_size": {"height": h, "width": w}, "do_convert_rgb": c.channels == 3} if crops else {}),
     )  # fmt: skip
     files = {"config.json": config, "preprocessor_config.json": pictures}
-    _write_folder(path, files, theirs(classifier.model, "hf"))
+    _write_folder(path, files, tensors)
     return []
 
 
 def write_timm(path, classifier):
+    tensors = theirs(classifier.model, "timm")
     c, prepare = classifier.model.config, classifier.prepare
     kept, mode = _crop_pct(prepare.resize, c.image_size)
     arguments = dict(
@@ -136,7 +138,7 @@ def write_timm(path, classifier):
         global_pool=arguments["global_pool"], pretrained_cfg=pictures | {"num_classes": classes},
         **({"label_names": list(classifier.classes)} if classes else {}),
     )  # fmt: skip
-    _write_folder(path, {"config.json": config}, theirs(classifier.model, "timm"))
+    _write_folder(path, {"config.json": config}, tensors)
     return _other_eps(c, "timm")
 
 
