@@ -76,7 +76,7 @@ def test_not_ours_and_not_there(path, tmp_path):
 
 def test_others_may_read_what_the_umask_allows(path):
     if os.name == "posix":
-        assert path.stat().st_mode & 0o777 == 0o666 & ~checkpoint._umask()
+        assert path.stat().st_mode & 0o777 == 0o666 & ~checkpoint.umask()
 
 
 def test_odd_names(tmp_path):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 import tinyvit
 from tinyvit.train import CheckpointError
@@ -108,9 +109,24 @@ def lists():
         ("a path for a name", {"../../../etc/passwd": ok}, room),
         ("a name of control characters", {"\x1b[2J\x00": ok}, room),
         ("a long name", {"x" * 100_000: ok}, room),
-        ("a hundred thousand layers", {f"blocks.{i}.w": entry(shape=(0,), place=(0, 0)) for i in range(40_000)}, b""),
     ):
         yield what, safetensors(table, numbers)
+    yield "50,000 layers", listed(good("timm"), {f"blocks.{i}.w": (0,) for i in range(2, 50_000)})
+    from test_interop import google_arrays
+
+    google = save(google_arrays(L=1))
+    yield "a thousand stacks", listed(google, {f"Transformer/encoderblock/{i}": (1000, 0) for i in range(1000)})
+    yield "stacks of all depths", listed(google, {f"Transformer/encoderblock/{i}": (i, 0) for i in range(1, 9)})
+    yield "a stack of a million", listed(google, {"Transformer/encoderblock/a": (10**6, 0)})
+
+
+def listed(content, more):
+    """A file's content with more arrays in its list, {name: shape}, which hold nothing."""
+    length = int.from_bytes(content[:8], "little")
+    table = json.loads(content[8 : 8 + length])
+    end = len(content) - 8 - length
+    table |= {name: entry("U8", shape, (end, end)) for name, shape in more.items()}
+    return safetensors(json.dumps(table, separators=(",", ":")).encode(), content[8 + length :])
 
 
 def rewritten(change, name="timm"):

@@ -22,6 +22,7 @@ from tinyvit.data.image import Preparation  # noqa: E402
 from tinyvit.models import ViT, ViTConfig  # noqa: E402
 from tinyvit.nn import evaluating  # noqa: E402
 from tinyvit.tensor import no_grad  # noqa: E402
+from tinyvit.train import CheckpointError  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -123,11 +124,12 @@ def hooked(module, blocks, images):
 
 
 def agree(found, expected):
-    """To 1e-4 of the largest, hidden state by hidden state: the first that differs names the layer."""
+    """To 1e-5 of the largest, hidden state by hidden state: the first that differs names the layer. (1e-6 is reached,
+    and the other form of GELU costs 1e-4.)"""
     logits, states = found
     for i, (a, b) in enumerate(zip(states, expected[1], strict=True)):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max(), err_msg=f"block {i}")
-    np.testing.assert_allclose(logits, expected[0], rtol=0, atol=1e-4 * np.abs(expected[0]).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max(), err_msg=f"block {i}")
+    np.testing.assert_allclose(logits, expected[0], rtol=0, atol=1e-5 * np.abs(expected[0]).max())
 
 
 def theirs_of_timm(model, images):
@@ -198,6 +200,26 @@ def test_a_folder_of_hugging_face(kind, name, tmp_path):
     images = images_for(read.model.config)
     agree(ours(read.model, images), theirs_of_hf(model, images))
     assert (read.model.config.head == "none") == (kind == "ViTModel")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("deit_tiny_distilled_patch16_224", {}, "a distillation token"),
+        ("vit_relpos_small_patch16_224", {}, "positions that attention adds or turns by"),
+        ("beit_base_patch16_224", dict(embed_dim=24, num_heads=2), "positions that attention adds or turns by"),
+        ("vit_tiny_r_s16_p8_224", dict(img_size=64), "a hybrid on a ResNet"),
+        ("vit_giant_patch14_dinov2", dict(img_size=28, embed_dim=24, num_heads=2), "gated MLPs"),
+        ("vit_base_patch16_siglip_224", dict(img_size=32, embed_dim=24, num_heads=2), "pools by attention"),
+    ],
+)
+def test_whole_models_that_ours_cannot_be_are_refused_by_name(name, changes, message, tmp_path):
+    timm = libraries.timm()
+    timm.models.save_for_hf(
+        timm.create_model(name, depth=1, num_classes=3, **changes), tmp_path, safe_serialization=True
+    )
+    with pytest.raises(CheckpointError, match=message):
+        tinyvit.load(tmp_path)
 
 
 def test_the_names_of_the_modules_too(tmp_path):

@@ -105,11 +105,16 @@ def load(path, heads=None):
     Raises CheckpointError that says what is missing, damaged or does not fit.
     """
     path = Path(path)
-    if path.exists() and not is_ours(path) and find_weights(path):
+    if path.exists() and not is_ours(path):
+        if find_weights(path) is None:
+            raise CheckpointError(
+                f"{path} must be a run's folder, with a {CHECKPOINT} that `tinyvit train` makes, or hold published "
+                "weights, a .safetensors or a .npz; it holds neither"
+            )
         return _from_elsewhere(path, heads)
+    if heads:
+        raise CheckpointError(f"heads is for weights whose files do not say, and {path} is a run's, which says")
     file = path / CHECKPOINT if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise CheckpointError(f"{path} is not a run's folder: it holds no {CHECKPOINT}. `tinyvit train` makes one.")
     try:
         tensors, about = load_checkpoint(file)
     except CheckpointError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tinyvit.classifier import load
 from tinyvit.cli.shared import complain
-from tinyvit.interop import WRITERS, write
+from tinyvit.interop import WRITERS, find_weights, write
 
 FORMATS = {
     "hf": "a folder for Hugging Face's transformers",
@@ -20,11 +20,13 @@ def run_export(options):
     path = Path(options.out or _beside(options.checkpoint, ENDINGS[options.format]))
     for note in classifier.notes:
         complain(f"tinyvit export: {note}")
-    if path.exists() and path.samefile(options.checkpoint):
-        return complain(
-            f"tinyvit export: {path} must be another file than the one that is read: --out", 1
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ending = ENDINGS[options.format]
+    if ending.startswith("."):  # a file, which replaces one of that name
+        if path.suffix != ending:
+            return complain(f"tinyvit export: the file's name must end in {ending}, got {path}", 1)
+        if path.exists() and classifier.recipe is None and path.samefile(find_weights(options.checkpoint)):
+            return complain(f"tinyvit export: {path} is what is read; name another file with --out", 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if options.format in WRITERS:
             for note in write(options.format, path, classifier):
@@ -32,11 +34,22 @@ def run_export(options):
         else:
             from tinyvit.interop.onnx import write_onnx
 
-            write_onnx(path, classifier.model, classifier.classes, classifier.mean, classifier.std)
+            names = classifier.classes if classifier.knows_classes else ()
+            write_onnx(path, classifier.model, names, classifier.mean, classifier.std, _seen(classifier))
     except (ValueError, ImportError) as error:
         return complain(f"tinyvit export: {error}", 1)
     print(path)
     return 0
+
+
+def _seen(classifier):
+    """How a picture gets the model's size, in words for the file's metadata."""
+    prepare, (h, w) = classifier.prepare, classifier.model.config.image_size
+    if prepare.resize is None:
+        return f"squashed to {h}×{w} ({prepare.filter})"
+    sides = prepare.resize
+    first = f"shortest side to {sides}" if isinstance(sides, int) else f"squashed to {sides[0]}×{sides[1]}"
+    return f"{first} ({prepare.filter}), then the centre, {h}×{w}"
 
 
 def _beside(checkpoint, ending):

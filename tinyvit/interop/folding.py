@@ -8,6 +8,7 @@ A model can be the same function under another form, and then nothing new is nee
     positions added before the class token      a position of zeros for it
     a class token beside average pooling        a register: a token that the head does not read
     registers with positions of their own       their sum
+    sines and cosines, which no file stores     their table
 
 `fold` does it in the dict of arrays, so that the tables of `layouts.py` know one form only.
 
@@ -42,19 +43,43 @@ def is_square(n):
 
 
 def _google(tensors, settings):
-    for name in [name for name in tensors if "/encoderblock/" in name]:
-        stacked = tensors.pop(name)
-        if stacked.ndim == 0 or len(stacked) > 1000:
-            raise CheckpointError(f"{name} must hold one array for each of at most 1,000 layers, got {stacked.shape}")
-        for i, layer in enumerate(stacked):
+    _unstack(tensors, [name for name in tensors if "/encoderblock/" in name])
+    positions, kernel = LAYOUTS["google"].positions, tensors["embedding/kernel"]
+    if positions not in tensors and kernel.ndim == 4 and kernel.size:
+        side, width = 224 // len(kernel), kernel.shape[3]
+        if 0 < side**2 * width <= 2**22:
+            tensors[positions] = _sines(side, width)
+            settings.notes.append(f"it has no positions: big_vision's sines for {side}×{side} patches are assumed")
+    if "cls" not in tensors:
+        return "average"
+    _places_for_all(tensors, "cls", positions, settings)
+    return "class"
+
+
+def _unstack(tensors, names):
+    """One array a layer for these, each of which holds those of all layers. A file of a few bytes can say that it has
+    any number of both, so that is checked first."""
+    stacked = {name: tensors.pop(name) for name in names}
+    depths = {len(array) if array.ndim else 0 for array in stacked.values()}
+    if len(stacked) > 100 or len(depths) > 1 or max(depths, default=1) not in range(1, 1001):
+        raise CheckpointError(
+            "at most 100 arrays may hold those of all layers, 1 to 1,000, in one; "
+            f"got {len(stacked)}, of {', '.join(map(str, sorted(depths)[:5]))} layers"
+        )
+    for name, array in stacked.items():
+        for i, layer in enumerate(array):
             one = name.replace("/encoderblock/", f"/encoderblock_{i}/")
             if one in tensors:
                 raise CheckpointError(f"{name} must not stand there for all layers and for layer {i} once more")
             tensors[one] = layer
-    if "cls" not in tensors:
-        return "average"
-    _places_for_all(tensors, "cls", LAYOUTS["google"].positions, settings)
-    return "class"
+
+
+def _sines(side, width):
+    """Positions of side × side patches, (1, N, D), as big_vision computes them (`posemb="sincos2d"`): like ours
+    (`nn/positions.py`), but the slowest wave is 10000 times as long as the quickest, exactly."""
+    waves = 10000.0 ** -np.linspace(0, 1, width // 4)
+    y, x = (axis.reshape(-1, 1) * waves for axis in np.mgrid[:side, :side])
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1, dtype=np.float32)[None]
 
 
 def _hugging_face(tensors, settings):
@@ -79,12 +104,13 @@ def _timm(tensors, settings):
         pool = "average-norm"
     firsts = [name for name in ("cls_token", "reg_token") if name in tensors]
     table = _places_for_all(tensors, "cls_token", "pos_embed", settings)
-    if table is not None and firsts != ["cls_token"][: pool == "class"]:
-        tokens, places = (np.concatenate([as_float32(tensors.pop(name)) for name in firsts], axis=1), as_float32(table))
-        first, count = int(pool == "class"), tokens.shape[1]
-        tensors["reg_token"] = tokens[:, first:] + places[:, first:count]
-        tensors["pos_embed"] = np.concatenate([places[:, :first], places[:, count:]], axis=1)
-        if first:
+    read = 1 if pool == "class" else 0  # tokens that stand first and that the head reads; the others are registers
+    if table is not None and firsts != ["cls_token"][:read]:
+        tokens = np.concatenate([as_float32(tensors.pop(name)) for name in firsts], axis=1)
+        places, count = as_float32(table), tokens.shape[1]
+        tensors["reg_token"] = tokens[:, read:] + places[:, read:count]
+        tensors["pos_embed"] = np.concatenate([places[:, :read], places[:, count:]], axis=1)
+        if read:
             tensors["cls_token"] = tokens[:, :1]
     return pool
 

@@ -31,7 +31,7 @@ FEW, MORE = 2, 3  # images in the two traces
 LARGEST = 2_000_000_000  # bytes of weights: a protobuf message, which the file is, ends at 2 GiB
 
 
-def write_onnx(path, model, classes=(), mean=None, std=None):
+def write_onnx(path, model, classes=(), mean=None, std=None, pictures=""):
     """Write a model as an ONNX file that gives its logits, for any number of images.
 
     Args:
@@ -41,6 +41,7 @@ def write_onnx(path, model, classes=(), mean=None, std=None):
         mean, std: per channel, of images scaled to 0 … 1, as a Classifier has them. Where they are given, the file's
             first nodes normalise, and it wants pixels from 0 to 1: weights without their normalisation give confident
             nonsense. Without them it wants images normalised as in training, just as the model does.
+        pictures: how they get the model's size, for the metadata: no node resizes.
 
     The file's input "images" is (batch, height, width, channels) float32, as for the model and as image libraries give
     them (files from PyTorch want channels first); its output "logits" is (batch, classes). Weights bear the names that
@@ -77,7 +78,9 @@ def write_onnx(path, model, classes=(), mean=None, std=None):
     )
     opset = onnx.helper.make_opsetid("", OPSET)
     proto = onnx.helper.make_model(graph, producer_name="tinyvit", opset_imports=[opset], ir_version=IR_VERSION)
-    about = {"images": wanted} | ({"classes": json.dumps(list(classes), ensure_ascii=False)} if len(classes) else {})
+    about = {"images": f"{pictures}, {wanted}" if pictures else wanted} | (
+        {"classes": json.dumps(list(classes), ensure_ascii=False)} if len(classes) else {}
+    )
     onnx.helper.set_model_props(proto, about)
     write_atomically(path, proto.SerializeToString())
 

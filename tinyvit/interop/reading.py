@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyvit.data.image import Preparation
-from tinyvit.interop.files import as_float32, is_floating, read_json, read_remarks, read_tensors, refuse_pickles
+from tinyvit.interop.files import (
+    PICKLES,
+    as_float32,
+    is_floating,
+    read_json,
+    read_remarks,
+    read_tensors,
+    refuse_pickles,
+)
 from tinyvit.interop.folding import fold, is_square, layers
 from tinyvit.interop.layouts import LAYOUTS
 from tinyvit.interop.settings import HEADS, google_settings, hf_settings, timm_settings
@@ -31,7 +39,8 @@ WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 
 # What else files hold: a part of a name, and why a ViT of ours cannot take it.
 STRANGERS = (
-    (r"^conv_root/", "a hybrid on a ResNet with bottleneck blocks and a 7×7 root; ours has neither"),
+    (r"^conv_root/|^patch_embed\.backbone\.", "a hybrid on a ResNet that ours is not (bottlenecks, a 7×7 root)"),
+    (r"rel_pos|relative_position|rope", "positions that attention adds or turns by; ours are added to the tokens once"),
     (r"^MAPHead_0/|^attn_pool\.", "a head that pools by attention; ours reads the class token or the average"),
     (r"layer_scale", "layer scale, a factor behind each part of a block; our blocks have none"),
     (r"\.[qk]_norm\.", "norms of queries and keys; our attention has none"),
@@ -60,13 +69,17 @@ class Foreign:
 
 
 def find_weights(path):
-    """The file of weights that a path means: itself, or of a folder what hubs put there; None if nothing is there."""
+    """The file of weights that a path means: itself, or of a folder what hubs put there; None if nothing is there.
+    Raises CheckpointError if it could be one or another."""
     path = Path(path)
     if not path.is_dir():
         return path
     found = [path / name for name in (WEIGHTS, SHARDS) if (path / name).is_file()]
     found = found or [file for ending in ("*.safetensors", "*.npz") for file in sorted(path.glob(ending))]
-    found = found or sorted(path.glob("pytorch_model*.bin"))
+    if len(found) > 1 and found[0].name != WEIGHTS:
+        names = ", ".join(file.name for file in found[:5])
+        raise CheckpointError(f"{path} holds several files of weights; name one of them: {names}")
+    found = found or sorted(file for file in path.iterdir() if file.suffix.lower() in PICKLES)
     return found[0] if found else None
 
 
@@ -130,13 +143,18 @@ def _recognised(file, tensors):
         if names := layout.respelled(tensors):
             if len(set(names.values())) < len(names):
                 raise CheckpointError(f"{file} holds an array in two spellings")
+            _refuse_strangers(file, names.values())
             return name, {theirs: tensors[stored] for stored, theirs in names.items()}
-    for pattern, reason in STRANGERS:
-        if any(re.search(pattern, name) for name in tensors):
-            raise CheckpointError(f"{file} holds {reason}")
+    _refuse_strangers(file, tensors)
     known = ", ".join(f"{layout.patches} ({layout.title})" for layout in LAYOUTS.values())
     found = ", ".join(_short(name) for name in list(tensors)[:3]) or "nothing"
     raise CheckpointError(f"{file} must hold a ViT, with an array called {known}; found {found} …")
+
+
+def _refuse_strangers(file, names):
+    for pattern, reason in STRANGERS:
+        if found := next((name for name in names if re.search(pattern, name)), None):
+            raise CheckpointError(f"{file} holds {reason} ({_short(found)})")
 
 
 # ---------------------------------------------------------------------------------------------- measured, built
@@ -148,9 +166,15 @@ def _measured(layout, tensors, settings, heads):
     P, also_P, C, D = _sides(tensors, at.patches, 4, turned)
     if P != also_P:
         raise CheckpointError(f"patches must be squares, got {P}×{also_P}")
-    first = at.block.format(i=0)
+    first, depth = at.block.format(i=0), len(layers(tensors, layout))
+    if depth > 1000:
+        raise CheckpointError(f"it must have at most 1,000 layers, got {depth:,}")
+    if layout == "timm" and _is_gated(tensors, first):
+        raise CheckpointError(
+            "it has gated MLPs, half of whose hidden numbers multiply the others; ours have GELU alone"
+        )
     size = dict(
-        patch=P, channels=C, width=D, depth=len(layers(tensors, layout)),
+        patch=P, channels=C, width=D, depth=depth,
         mlp=_sides(tensors, first + at.hidden, 2, turned)[1],
         classes=_sides(tensors, at.head, 2, turned)[1] if at.head in tensors else D,
     )  # fmt: skip
@@ -161,7 +185,7 @@ def _measured(layout, tensors, settings, heads):
         raise CheckpointError(f"config.json must describe the arrays beside it, and says {'; '.join(wrong)}")
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     if layout == "google":
-        heads = _sides(tensors, f"{first}MultiHeadDotProductAttention_1/query/kernel", 3)[1]
+        settings.heads = _sides(tensors, f"{first}MultiHeadDotProductAttention_1/query/kernel", 3)[1]
     N = _sides(tensors, at.positions, 3)[1] - (settings.pool == "class")
     kind = "mlp" if "pre_logits/kernel" in tensors else "linear"
     return check_memory(
@@ -174,9 +198,19 @@ def _measured(layout, tensors, settings, heads):
     )  # fmt: skip
 
 
+def _is_gated(tensors, first):
+    """Whether layer 0's first matrix of the MLP makes twice the numbers that the second one reads."""
+    shapes = [
+        tensors[first + name].shape if first + name in tensors else () for name in ("mlp.fc1.weight", "mlp.fc2.weight")
+    ]
+    return all(len(shape) == 2 for shape in shapes) and shapes[0][0] == 2 * shapes[1][1] > 0
+
+
 def _heads(settings, told, D):
-    """How many heads: as told, as the settings say, or by the convention that a head is 64 numbers wide."""
-    heads = told or settings.heads
+    """How many heads: as the file says, as told, or by the convention that a head is 64 numbers wide."""
+    if told and settings.heads and told != settings.heads:
+        raise CheckpointError(f"heads must be left to the file, which says {settings.heads}; got {told}")
+    heads = settings.heads or told
     if heads is None:
         heads = HEADS.get(D) or max(1, D // 64)
         settings.notes.append(f"no file says how many heads there are; {heads} assumed, as is the custom at width {D}")
@@ -220,11 +254,7 @@ def _built(layout, config, tensors, settings):
 def _check_arrays(tensors, wanted):
     """One CheckpointError for all that is missing, unexpected, misshapen or no floating-point number."""
     problems = [f"missing: {_short(name)} {shape}" for name, shape in wanted.items() if name not in tensors]
-    unexpected = [name for name in tensors if name not in wanted]
-    for pattern, reason in STRANGERS:
-        if any(re.search(pattern, name) for name in unexpected):
-            raise CheckpointError(f"it has {reason} ({_short(next(n for n in unexpected if re.search(pattern, n)))})")
-    problems += [f"unexpected: {_short(name)} {tensors[name].shape}" for name in unexpected]
+    problems += [f"unexpected: {_short(name)} {tensors[name].shape}" for name in tensors if name not in wanted]
     for name, shape in wanted.items():
         if name in tensors and tensors[name].shape != shape:
             problems.append(f"wrong shape: {name} must be {shape}, got {tensors[name].shape}")

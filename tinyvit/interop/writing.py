@@ -3,7 +3,8 @@
     hf       a folder that `transformers.ViTForImageClassification.from_pretrained` opens, with labels and preparation
     timm     a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens
     google   a .npz with the names of vit_jax
-    onnx     a graph for any runtime, see `onnx.py`
+
+(A graph for any runtime, ONNX, is another matter: `onnx.py`.)
 
 A format holds what its library can compute. Positions are written as the table that is added, whatever made it;
 relative ones, which have no table, a convolutional stem, or a head that the library lacks are refused in a sentence.
@@ -26,7 +27,7 @@ import safetensors.numpy
 from tinyvit.data.image import FILTERS
 from tinyvit.interop.layouts import LAYOUTS
 from tinyvit.tensor import Tensor, no_grad
-from tinyvit.train.checkpoint import clear_left_overs, write_atomically
+from tinyvit.train.checkpoint import clear_left_overs, patiently, umask, write_atomically
 
 POOLS = {"google": ("class", "average"), "timm": ("class", "average", "average-norm"), "hf": ("class",)}
 HEADS = {"google": ("linear", "mlp", "none"), "timm": ("linear", "none"), "hf": ("linear",)}
@@ -56,7 +57,7 @@ def _checked(c, layout):
     """The configuration. Raises ValueError for what the layout cannot hold."""
     title = LAYOUTS[layout].title
     if c.kind != "vit":
-        raise ValueError(f"{title} has no place for a {c.kind}; only a plain ViT can be exported")
+        raise ValueError(f"{title} has no place for the model {c.kind!r}; only a plain ViT can be exported")
     if c.positions == "relative":
         raise ValueError(f"{title} has no relative positions; train with positions 1d, 2d, sincos or none")
     if c.registers and layout != "timm":
@@ -168,21 +169,29 @@ def _other_eps(c, where):
 
 
 def _write_folder(path, settings, tensors):
-    """A folder with these JSON files and model.safetensors, made beside its place and renamed into it."""
+    """A folder with these JSON files and model.safetensors, made beside its place. A new one gets there by one rename;
+    into one that is there and empty the files are renamed, the weights last."""
+    path = path.resolve()  # where a link points to
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(17, "it must be new or empty, so that nothing is lost", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear_left_overs(path)
-    made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    made = None
     try:
-        made.chmod(0o755)
-        write_atomically(made / "model.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_left_overs(path)
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        made.chmod(0o777 & ~umask())
         for name, values in settings.items():
-            text = json.dumps(values, indent=2, ensure_ascii=False)
-            write_atomically(made / name, text.encode())
+            write_atomically(made / name, json.dumps(values, indent=2, ensure_ascii=False).encode())
+        write_atomically(made / "model.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
         if path.exists():
-            path.rmdir()
-        os.replace(made, path)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+            for name in [*settings, "model.safetensors"]:
+                patiently(os.replace, made / name, path / name)
+            made.rmdir()
+        else:
+            patiently(os.replace, made, path)
+    except BaseException as error:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise

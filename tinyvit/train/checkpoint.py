@@ -47,7 +47,7 @@ def write_atomically(path, content):
             file.flush()
             os.fsync(file.fileno())  # without it, a power cut can leave the new name with no content
         with contextlib.suppress(OSError):  # not each file system has permissions
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+            os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files that only their owner may read
         patiently(os.replace, temporary, path)
     except BaseException as error:
         if temporary is not None:
@@ -86,10 +86,11 @@ def clear_left_overs(path, age=3600):
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
 
 
-def _umask():
-    umask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(umask)
-    return umask
+def umask():
+    """The permissions that files of this process must not have."""
+    mask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask
 
 
 def save(path, tensors, metadata):
