@@ -35,7 +35,8 @@ def test_a_whole_checkpoint_loads(tmp_path):
     """Protects the refusals below from being refusals of everything."""
     classifier = load(save(tmp_path, about()))
     assert classifier.classes == ("cat", "dog") and classifier.recipe == Recipe() and classifier.epochs_done == 1
-    assert classifier.predict(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 2)
+    for threads in (1, 2):
+        assert classifier.predict(np.zeros((3, 8, 8, 1), np.uint8), threads).shape == (3, 2)
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,12 @@ class Classifier:
         """uint8 images (B, h, w, C) as the model wants them: float32, normalised."""
         return normalise(images, self.mean, self.std)
 
-    def predict(self, images):
-        """Class probabilities (B, classes) of uint8 images (B, h, w, C). Raises ValueError for a model without a head,
-        which knows no classes: fine-tuning gives it one."""
+    def predict(self, images, threads=1):
+        """Class probabilities (B, classes) of uint8 images (B, h, w, C), on so many threads. Raises ValueError for a
+        model without a head, which knows no classes: fine-tuning gives it one."""
         if not self.knows_classes:
             raise ValueError("this model has no head, so it knows no classes; fine-tuning gives it one")
-        return self.model.predict(self.normalise(images))
+        return self.model.predict(self.normalise(images), threads=threads)
 
     def read(self, path):
         """An image file as the model wants it, prepared as images were for training (`data/image.py`): upright, grey or
