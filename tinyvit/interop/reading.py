@@ -20,7 +20,7 @@ from tinyvit.data.image import Preparation
 from tinyvit.interop.files import as_float32, is_floating, read_json, read_remarks, read_tensors, refuse_pickles
 from tinyvit.interop.folding import fold, is_square, layers
 from tinyvit.interop.layouts import LAYOUTS
-from tinyvit.interop.settings import HEADS, google_settings, hf_settings, timm_settings
+from tinyvit.interop.settings import CUSTOMARY_HEADS, google_settings, hf_settings, timm_settings
 from tinyvit.models import ViT, ViTConfig
 from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.fitting import check_memory
@@ -178,7 +178,7 @@ def _heads(settings, told, D):
     """How many heads: as told, as the settings say, or by the convention that a head is 64 numbers wide."""
     heads = told or settings.heads
     if heads is None:
-        heads = HEADS.get(D) or max(1, D // 64)
+        heads = CUSTOMARY_HEADS.get(D) or max(1, D // 64)
         settings.notes.append(f"no file says how many heads there are; {heads} assumed, as is the custom at width {D}")
     return heads
 
