@@ -150,6 +150,8 @@ def test_a_colour_set_is_resized_channel_by_channel(sandbox):
     small, large = (load("toyc", root=sandbox / "data", download=False, image_size=size) for size in (None, 48))
     Image.fromarray(small.train.images[3]).save(sandbox / "x.png")
     np.testing.assert_array_equal(read_image(sandbox / "x.png", (48, 48), False), large.train.images[3])
+    wide = load("toyc", root=sandbox / "data", download=False, image_size=(20, 48))
+    np.testing.assert_array_equal(read_image(sandbox / "x.png", (48, 20), False), wide.train.images[3])
 
 
 # --- Split, Dataset, helpers --------------------------------------------------------------------------
@@ -277,8 +279,8 @@ def test_unknown_name_and_wrong_folders(sandbox, monkeypatch):
     with pytest.raises(DataError, match="TINYVIT_DATA must name an existing folder"):
         load("toy")
     assert load("digits")
-    for size in (0, -1, 2.5):
-        with pytest.raises(DataError, match="image_size must be a whole number of pixels from 1 up"):
+    for size in (0, -1, 2.5, (8, 0), (8,), (8, 8, 1), [8, 8], (2.5, 8)):
+        with pytest.raises(DataError, match=r"image_size must be a whole number of pixels from 1 up, or two"):
             load("digits", image_size=size)
     assert NAMES == ("digits", "mnist", "fashion", "cifar10", "cifar100")
 
@@ -570,6 +572,7 @@ def test_sizes_must_agree_or_be_given(pets):
     for needed in ("cat", "odd.png", "6x5", "9x9", "image_size=", "--image-size"):
         assert needed in str(caught.value)
     assert load(pets, image_size=7).train.images.shape[1:] == (7, 7, 3)
+    assert load(pets, image_size=(7, 4)).train.images.shape[1:] == (7, 4, 3)
     with pytest.raises(DataError, match="image_size must be"):
         load(pets, image_size=0)
 

@@ -106,6 +106,27 @@ def test_ours_there_and_back(layout, config, tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("prepare", "formats"),
+    [
+        (SQUASH, ("hf", "timm")),
+        (Preparation("bicubic"), ("hf", "timm")),
+        (Preparation("lanczos", 10), ("timm",)),
+        (Preparation("bicubic", (9, 9)), ("timm",)),
+        (Preparation("bicubic", 10, floor=True), ("hf",)),
+        (Preparation("bicubic", (9, 9), floor=True), ("hf",)),
+    ],
+)
+def test_a_preparation_goes_where_it_is_the_custom_and_elsewhere_a_note_says_so(prepare, formats, tmp_path):
+    before = classifier_of(replace(SMALL, image_size=(8, 8)))
+    before.prepare = prepare
+    for format in ("hf", "timm"):
+        notes = interop.write(format, tmp_path / format, before)
+        after = interop.read(tmp_path / format).prepare
+        assert (after.filter, after.resize) == (prepare.filter, prepare.resize)
+        assert (after == prepare) == (notes == []) == (format in formats)
+
+
 @pytest.mark.parametrize("positions", ["none", "2d", "sincos"])
 def test_positions_are_written_as_what_is_added(positions, tmp_path):
     before = classifier_of(replace(SMALL, positions=positions))
@@ -202,6 +223,151 @@ def test_what_stands_beside_the_weights():
     assert timm.model.config.heads == hf.model.config.heads == 3
     assert timm.model.config.registers == 2 and hf.model.config.eps == 1e-12
     assert timm.notes == hf.notes == () and timm.recipe is hf.recipe is None
+
+
+def changed(kind, tmp_path, pictures=None, **changes):
+    """A stored model's folder, with other values in config.json; `pictures` for a preprocessor_config.json."""
+    folder = tmp_path / "changed"
+    shutil.copytree(STORED / kind, folder, dirs_exist_ok=True)
+    config = json.loads((STORED / kind / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    if pictures is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    return folder
+
+
+def arguments(**more):
+    """The stored model's model_args, and more."""
+    return json.loads((STORED / "timm" / "config.json").read_text(encoding="utf-8"))["model_args"] | more
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_base_patch16_rpn_224", "'vit_base_patch16_rpn_224' has norms behind each part"),
+        ("vit_small_patch16_rope_ape_224", "queries and keys turned by their place"),
+    ],
+)
+def test_architectures_whose_arrays_look_like_a_vit(name, message, tmp_path):
+    """Protects: logits of another function, without a word."""
+    with pytest.raises(CheckpointError, match=message):
+        tinyvit.load(changed("timm", tmp_path, architecture=name))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pool_include_prefix", True),
+        ("block_fn", "ResPostBlock"),
+        ("attn_layer", "diff"),
+        ("norm_layer", "rmsnorm"),
+        ("pos_embed", "rope"),
+        ("a key\x1b[2J", 1),
+    ],
+)
+def test_arguments_of_timm_that_change_the_function(key, value, tmp_path):
+    with pytest.raises(CheckpointError, match="not known here") as caught:
+        tinyvit.load(changed("timm", tmp_path, model_args=arguments(**{key: value})))
+    assert f"{key!r} = {str(value)!r}" in str(caught.value)
+
+
+def test_arguments_of_timm_that_change_nothing(tmp_path):
+    harmless = dict(
+        drop_path_rate=0.1, dynamic_img_size=True, weight_init="skip", pool_include_prefix=False, pos_embed="learn",
+        norm_layer="layernorm", block_fn=None,
+    )  # fmt: skip
+    again = tinyvit.load(changed("timm", tmp_path, model_args=arguments(**harmless)))
+    assert same_weights(again.model, tinyvit.load(STORED / "timm").model) and again.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "tanh"),
+    [
+        ("vit_base_patch32_siglip_gap_256", True),
+        ("vit_large_patch16_siglip_gap_512", True),
+        ("vit_so400m_patch16_siglip_gap_384", True),
+        ("vit_large_patch16_siglip_gap_384", False),
+        ("vit_so400m_patch14_siglip_gap_384", False),
+        ("vit_base_patch16_224", False),
+    ],
+)
+def test_the_form_of_gelu_that_an_architecture_is_known_for(name, tanh, tmp_path):
+    assert tinyvit.load(changed("timm", tmp_path, architecture=name)).model.config.gelu_tanh == tanh
+    told = changed("timm", tmp_path, architecture=name, model_args=arguments(act_layer="gelu"))
+    assert not tinyvit.load(told).model.config.gelu_tanh
+
+
+def test_names_of_classes_in_words(tmp_path):
+    """timm's label_names are synsets; label_descriptions say what they mean, which may be the same for two."""
+    names = ["n1", "n2", "n3", "n4", "n5"]
+    words = {"n1": "tabby, tabby cat", "n2": "crane", "n4": "crane", "n9": "nothing here"}
+    folder = changed("timm", tmp_path, label_names=names, label_descriptions=words)
+    assert tinyvit.load(folder).classes == ("tabby, tabby cat", "crane (n2)", "n3", "crane (n4)", "n5")
+    for wrong in (["cat"], {"n1": 3}):
+        with pytest.raises(CheckpointError, match="label_descriptions must be"):
+            tinyvit.load(changed("timm", tmp_path, label_names=names, label_descriptions=wrong))
+
+
+def test_names_of_classes_cannot_write_on_the_terminal(picture, tmp_path, capsys):
+    """Protects: a downloaded file that clears the screen, or adds a line of its own to the answer."""
+    names = {"0": "\x1b[2Jcat\x07", "1": "dog\n 99.99 %  fake", "2": "poule d\u2019eau \ud800"}
+    folder = changed("hf", tmp_path, id2label=names)
+    assert tinyvit.load(folder).classes == (r"\x1b[2Jcat\x07", r"dog\n 99.99 %  fake", "poule d\u2019eau \\ud800")
+    assert main(["predict", str(folder), str(picture), "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "fake" in out and all(line.isprintable() for line in out.splitlines())
+    assert sum("%" in line for line in out.splitlines()) == 3
+    assert main(["export", str(folder), "--format", "timm", "--out", str(tmp_path / "timm")]) == 0
+    assert tinyvit.load(tmp_path / "timm").classes == tinyvit.load(folder).classes
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PICTURES = dict(do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=1 / 255)
+CUT = PICTURES | dict(do_center_crop=True, crop_size=16)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "prepare", "note"),
+    [
+        (PICTURES | dict(size=16), Preparation("bilinear"), None),
+        (PICTURES | dict(image_processor_type="ViTImageProcessorFast", size=16), Preparation("bilinear"), None),
+        (CUT | dict(feature_extractor_type="DeiTFeatureExtractor", size=20),
+         Preparation("bicubic", (20, 20), True), None),
+        (PICTURES | dict(image_processor_type="DeiTImageProcessorPil", crop_size=16),
+         Preparation("bicubic", (256, 256), True), None),
+        (CUT | dict(feature_extractor_type="CLIPFeatureExtractor", size=20), Preparation("bicubic", 20, True), None),
+        (CUT | dict(image_processor_type="CLIPImageProcessor", size=16), Preparation("bicubic", 16, True), None),
+        (CUT | dict(image_processor_type="CLIPImageProcessor", size=[16, 16]), Preparation("bicubic"), None),
+        (PICTURES | dict(image_processor_type="CLIPImageProcessor", crop_size=16),
+         Preparation("bicubic", 224, True), None),
+        (PICTURES | dict(image_processor_type="ConvNextImageProcessor", size={"shortest_edge": 16}, crop_pct=0.8),
+         Preparation("bilinear"), "how 'ConvNextImageProcessor' prepares pictures is not known here"),
+        (CUT | dict(do_resize=False), Preparation("bilinear"), "do_resize is false"),
+        (PICTURES | dict(size=16, do_pad=True), Preparation("bilinear"), "nothing is padded here"),
+    ],
+)  # fmt: skip
+def test_the_kind_of_processor_says_what_a_size_means(pictures, prepare, note, tmp_path):
+    """What a file leaves out is the default of the class that it names; what that does and ours cannot do is said."""
+    classifier = tinyvit.load(changed("hf", tmp_path, pictures))
+    assert classifier.prepare == prepare
+    assert classifier.mean == (CLIP_MEAN if "CLIP" in str(pictures) else (0.5,) * 3)
+    assert any(note in said for said in classifier.notes) if note else classifier.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (PICTURES, r"pictures become \(224, 224\), and the model reads \(16, 16\)"),
+        (PICTURES | dict(size=16, do_center_crop=True), r"become \(224, 224\)"),
+        (CUT | dict(size={"shortest_edge": 20, "longest_edge": 30}), "size must say height and width, or the shortest"),
+        (CUT | dict(size={"height": 20, "shortest_edge": 30}), "size must say height and width, or the shortest"),
+        (CUT | dict(size=20, do_resize="no"), "do_resize must be true or false, got 'no'"),
+        (CUT | dict(size=20, image_processor_type=3), "image_processor_type must be a text"),
+    ],
+)
+def test_sizes_that_cannot_be(pictures, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        tinyvit.load(changed("hf", tmp_path, pictures))
 
 
 def test_a_file_alone(tmp_path):
@@ -539,6 +705,9 @@ def test_a_preparation_squashes_or_cuts_out_the_centre():
     assert 80 < centre[0, 0] < 100 and 155 < centre[0, -1] < 175
     both = np.asarray(Preparation("bicubic", (20, 20))(ramp, (10, 10)))
     assert 60 < both[0, 0] < 75 and 180 < both[0, -1] < 195
+    columns = Image.fromarray(np.tile(np.arange(27, dtype=np.uint8), (16, 1)))  # 11 too many: 5 and 6, or 6 and 5
+    assert np.asarray(Preparation("bilinear", 16, floor=True)(columns, (16, 16)))[0, 0] == 5
+    assert np.asarray(Preparation("bilinear", 16)(columns, (16, 16)))[0, 0] == 6
     with pytest.raises(ValueError, match="must be|resized by one of"):
         Preparation("sinc")
     with pytest.raises(ValueError, match="sides of 1 to"):
@@ -583,7 +752,9 @@ def test_finetune_a_published_model_on_a_folder(words, pets, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     words = words.format(start=STORED / "hf", pets=pets).split()
     assert main(["finetune", *words, "--epochs", "4", "--threads", "1", "--out", "run"]) == 0
-    assert "test accuracy 100.00 %" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "test accuracy 100.00 %" in captured.out
+    assert "squashed here, by a bilinear filter; before, they were resized by a bicubic filter\n" in captured.err
     tuned = tinyvit.load("run")
     assert tuned.classes == ("fire", "water") and tuned.mean == (0.5,) * 3
     assert tuned.model.config.eps == 1e-12 and tuned.model.config.image_size == (16, 16)
@@ -601,6 +772,27 @@ def test_figures_of_a_published_model(pets, tmp_path, capsys):
     (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
     assert main(["figures", str(tmp_path / "vit"), "--data", str(pets)]) == 1  # three outputs, two classes
     assert "class 2 must be the model's" in capsys.readouterr().err
+
+
+def test_a_published_model_of_images_that_are_no_squares(pets, tmp_path, capsys):
+    before = classifier_of(replace(SMALL, classes=2))
+    before.classes = ("fire", "water")
+    interop.write("hf", tmp_path / "vit", before)
+    assert main(["eval", str(tmp_path / "vit"), "--data", str(pets)]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert main(["figures", str(tmp_path / "vit"), "--data", str(pets)]) == 0
+    assert (tmp_path / "vit" / "figures" / "attention.png").exists()
+    notes = interop.write("google", tmp_path / "vit.npz", before)
+    assert any("no image size, and this one is no square" in note for note in notes)
+    with pytest.raises(CheckpointError, match="no square of patches"):
+        tinyvit.load(tmp_path / "vit.npz")
+
+
+def test_figures_say_what_was_assumed(tmp_path, capsys):
+    shutil.copy(STORED / "timm" / "model.safetensors", tmp_path / "vit.safetensors")
+    main(["figures", str(tmp_path / "vit.safetensors")])
+    err = capsys.readouterr().err
+    assert "tinyvit figures: no file says how many heads" in err and "no file says how pictures are prepared" in err
 
 
 def test_a_published_model_is_tested_on_pictures_prepared_as_its_files_say(pets):

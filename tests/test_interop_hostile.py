@@ -306,19 +306,21 @@ WRONG = {
 KEYS = {
     ("hf", "config.json"): """hidden_size num_attention_heads num_hidden_layers intermediate_size patch_size image_size
         num_channels layer_norm_eps hidden_act id2label model_type""".split(),
-    ("hf", "preprocessor_config.json"): "size resample image_mean image_std rescale_factor crop_size".split(),
+    ("hf", "preprocessor_config.json"): """size resample image_mean image_std rescale_factor crop_size
+        image_processor_type""".split(),
     ("timm", "config.json"): """model_args.num_heads model_args.embed_dim model_args.depth model_args.patch_size
         model_args.img_size model_args.global_pool model_args.act_layer model_args pretrained_cfg.mean
         pretrained_cfg.std pretrained_cfg.crop_pct
         pretrained_cfg.crop_mode pretrained_cfg.interpolation pretrained_cfg.input_size
-        label_names architecture num_classes""".split(),
+        label_names label_descriptions architecture num_classes""".split(),
 }  # fmt: skip
 RIGHT = {  # wrong values that are not wrong there, or that say nothing
     ("image_mean", "numbers"),
     ("image_std", "numbers"),
     ("pretrained_cfg.mean", "numbers"),
     ("pretrained_cfg.std", "numbers"),
-    ("model_args", "a table"),
+    ("image_processor_type", "a text"),
+    ("label_descriptions", "empty"),
     ("id2label", "empty"),
     ("label_names", "empty"),
     ("architecture", "a text"),

@@ -3,6 +3,7 @@
 Skipped where the libraries are missing: pip install -e ".[parity]", then pip install --no-deps timm.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -303,15 +304,24 @@ def test_ours_to_timm(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prepare", [Preparation("bicubic"), Preparation("bilinear", 20), Preparation("lanczos", (20, 24))]
+    "prepare",
+    [
+        Preparation("bicubic"),
+        Preparation("bilinear", 20, floor=True),  # the long side becomes 28: a margin of 12
+        Preparation("bilinear", 21, floor=True),
+        Preparation("bicubic", 23, floor=True),
+        Preparation("lanczos", (20, 24), floor=True),
+        Preparation("bilinear", (19, 25), floor=True),
+    ],
 )
-def test_pictures_are_prepared_as_hugging_face_prepares_them(prepare, tmp_path):
+@pytest.mark.parametrize("shape", [(50, 71, 3), (70, 48, 3)])
+def test_pictures_are_prepared_as_hugging_face_prepares_them(prepare, shape, tmp_path):
     """Its processor, made of the settings that we write, and ours, made of them too, on a picture of other proportions:
-    squashed, and with the centre cut out."""
+    squashed, and with the centre cut out, of margins even and odd."""
     classifier = classifier_of(ViTConfig(image_size=(16, 16), patch=4, channels=3, classes=3, width=24))
     classifier.prepare = prepare
-    interop.write("hf", tmp_path / "out", classifier)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8))
+    assert interop.write("hf", tmp_path / "out", classifier) == []
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     picture.save(tmp_path / "picture.png")
     processor = libraries.transformers().AutoImageProcessor.from_pretrained(tmp_path / "out")
     expected = processor(picture, return_tensors="np")["pixel_values"]
@@ -319,6 +329,71 @@ def test_pictures_are_prepared_as_hugging_face_prepares_them(prepare, tmp_path):
     assert again.prepare == prepare
     found = again.normalise(again.read(tmp_path / "picture.png")[0][None]).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+CUT = dict(do_normalize=True, do_resize=True, do_center_crop=True, crop_size=16)
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        CUT | dict(feature_extractor_type="DeiTFeatureExtractor", size=21),
+        CUT | dict(feature_extractor_type="ViTFeatureExtractor", size=21),
+        CUT | dict(feature_extractor_type="CLIPFeatureExtractor", size=21),
+        CUT | dict(image_processor_type="CLIPImageProcessor", size=16),
+        dict(image_processor_type="DeiTImageProcessor", crop_size={"height": 16, "width": 16}),
+        dict(image_processor_type="CLIPImageProcessor", crop_size=16),
+        dict(image_processor_type="ViTImageProcessor", size=16),
+        dict(image_processor_type="CLIPImageProcessor", size=[16, 16], do_center_crop=False),
+    ],
+)
+def test_settings_of_hugging_face_mean_what_its_processors_do(pictures, tmp_path):
+    """Of files that leave out most: what is not said is the default of the class that is named."""
+    interop.write("hf", tmp_path, classifier_of(ViTConfig(image_size=16, patch=4, channels=3, classes=3, width=24)))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pictures))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 68, 3), np.uint8))
+    picture.save(tmp_path / "picture.png")
+    expected = libraries.transformers().AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="np")
+    ours = tinyvit.load(tmp_path)
+    assert ours.notes == ()
+    found = ours.normalise(ours.read(tmp_path / "picture.png")[0][None]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected["pixel_values"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vit_base_patch16_rpn_224", {}, "norms behind each part of a block"),
+        ("vit_base_patch16_224", dict(global_pool="avg", pool_include_prefix=True), "'pool_include_prefix' = 'True'"),
+        ("vit_base_patch16_224", dict(norm_layer="rmsnorm"), "'norm_layer' = 'rmsnorm'"),
+    ],
+)
+def test_models_of_timm_that_compute_something_else(name, options, message, tmp_path):
+    size = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=2, depth=1, num_classes=4)
+    model = libraries.timm().create_model(name, **size | options)
+    libraries.timm().models.save_for_hf(model, tmp_path, safe_serialization=True, model_args=size | options)
+    with pytest.raises(CheckpointError, match=message):
+        interop.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_base_patch32_siglip_gap_256", "vit_large_patch16_siglip_gap_256", "vit_so400m_patch16_siglip_gap_256"],
+)
+def test_the_form_of_gelu_that_only_an_architecture_says(name, tmp_path):
+    """A hub's config.json has no model_args where they are the architecture's own."""
+    timm = libraries.timm()
+    model = randomised(timm.create_model(name, img_size=64, embed_dim=24, num_heads=2, depth=2, num_classes=4))
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("model_args", None)
+    config["pretrained_cfg"]["input_size"] = [3, 64, 64]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = interop.read(tmp_path, heads=2)
+    images = images_for(read.model.config)
+    expected = theirs_of_timm(model, images)
+    agree(ours(read.model, images), expected)
+    np.testing.assert_allclose(ours(read.model, images)[0], expected[0], rtol=0, atol=1e-5 * np.abs(expected[0]).max())
 
 
 def test_a_twin_of_the_default_model(tmp_path):

@@ -11,6 +11,8 @@ AVERAGED = 128  # test images for the mean attention distance, as many as the pa
 
 def run_figures(options):
     classifier = load(options.checkpoint, options.heads)
+    for note in classifier.notes:
+        complain(f"tinyvit figures: {note}")
     from tinyvit import interpret, viz
 
     if not interpret.has_attention(classifier.model):

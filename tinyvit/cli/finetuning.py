@@ -6,6 +6,7 @@ from tinyvit import ViT, train
 from tinyvit.classifier import load
 from tinyvit.cli.shared import Mistake, complain, load_data
 from tinyvit.cli.training import changed, finish, known_recipe
+from tinyvit.data.image import SQUASH
 from tinyvit.train.finetune import check_size, origin
 from tinyvit.train.folder import empty_folder
 from tinyvit.train.ranks import job
@@ -18,8 +19,10 @@ def run_finetune(options):
     start = load(options.checkpoint, options.heads)
     for note in start.notes:
         complain(f"tinyvit finetune: {note}")
-    if start.prepare.resize is not None:
-        complain("tinyvit finetune: pictures are squashed here; before, the model was shown their centres")
+    if start.prepare != SQUASH:
+        cut = "" if start.prepare.resize is None else ", and their centres cut out"
+        before = f"before, they were resized by a {start.prepare.filter} filter{cut}"
+        complain(f"tinyvit finetune: pictures are squashed here, by a {SQUASH.filter} filter; {before}")
     if not isinstance(start.model, ViT):
         kind = start.model.config.kind
         return complain(f"tinyvit finetune: the model must be a ViT or a hybrid; {options.checkpoint} is a {kind}", 1)

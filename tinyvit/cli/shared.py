@@ -24,7 +24,7 @@ def complain(text, code=None):
 
 
 def load_data(name, image_size=0, prepare=SQUASH):
-    """The data set of that name, or folder of images; if `image_size` is not 0, prepared for it."""
+    """The data set of that name, or folder of images; if `image_size`, a side or both, is not 0, prepared for it."""
     misused = name not in data.NAMES and not Path(name).is_dir()
     try:
         with job().in_turn():
@@ -38,7 +38,7 @@ def data_for(classifier, asked):
     if classifier.recipe is None:
         if not asked:
             raise data.DataError("it was trained elsewhere, on data that its files do not name; name yours with --data")
-        return load_data(asked, classifier.model.config.image_size[0], classifier.prepare)
+        return load_data(asked, classifier.model.config.image_size, classifier.prepare)
     name = asked or classifier.recipe.data
     if not asked and name not in data.NAMES and not Path(name).is_dir():
         raise data.DataError(f"it was trained on {name}, which is not here; name the data with --data")

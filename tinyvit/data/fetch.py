@@ -19,7 +19,7 @@ from tinyvit.data.dataset import DataError, Dataset, Split, stratified
 from tinyvit.data.digits import load_digits
 from tinyvit.data.folder import load_folder
 from tinyvit.data.idx import header
-from tinyvit.data.image import SQUASH, resized
+from tinyvit.data.image import SQUASH, resized, sides
 from tinyvit.data.sources import SOURCES
 
 NAMES = ("digits", *SOURCES)
@@ -36,14 +36,17 @@ def load(name, *, root=None, download=True, image_size=None, prepare=SQUASH):
         cifar100    the same sizes, a hundred classes
 
     (train / validation / test). `root` is a folder to look in first; `download=False` keeps off the network.
-    A path (`load("pets")`) reads a folder with one sub-folder a class, see `data/folder.py`. `image_size` squashes all
-    images to that height and width; or another `Preparation` gives them that size, see `data/image.py`.
+    A path (`load("pets")`) reads a folder with one sub-folder a class, see `data/folder.py`. `image_size`, a side
+    or (height, width), squashes all images to that; or another `Preparation` gives them that size, see `data/image.py`.
 
     Raises DataError for whatever is wrong: an unknown name, a file that cannot be had, is damaged, or is not
     what it claims.
     """
-    if image_size is not None and not (isinstance(image_size, int) and image_size >= 1):
-        raise DataError(f"image_size must be a whole number of pixels from 1 up, got {image_size!r}")
+    pixels = [] if image_size is None else sides(image_size)
+    if len(pixels) > 2 or len(pixels) == 1 or not all(isinstance(side, int) and side >= 1 for side in pixels):
+        raise DataError(
+            f"image_size must be a whole number of pixels from 1 up, or two, (height, width); got {image_size!r}"
+        )
     if name == "digits" or name in SOURCES:
         dataset = load_digits() if name == "digits" else _load_source(name, SOURCES[name], root, download)
         return resized(dataset, image_size, prepare) if image_size else dataset

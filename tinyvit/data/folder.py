@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyvit.data.dataset import DataError, Dataset, Split, reading, stratified
-from tinyvit.data.image import SQUASH, read_header, read_image
+from tinyvit.data.image import SQUASH, read_header, read_image, sides
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -21,8 +21,8 @@ PARTS = {"train": "train", "validation": "validation", "val": "validation", "tes
 def load_folder(path, image_size=None, prepare=SQUASH):
     """A Dataset from a folder of images; classes are the sub-folders' names, sorted.
 
-    Images are (h, w, 1) if every file is greyscale, else (h, w, 3). `image_size` squashes all to that height
-    and width, or `prepare` gives them that size; without it all must agree. How a file becomes pixels:
+    Images are (h, w, 1) if every file is greyscale, else (h, w, 3). `image_size`, a side or (height, width),
+    squashes all to that, or `prepare` gives them that size; without it all must agree. How a file becomes pixels:
     `data/image.py`. The cut into parts is fixed and stratified; of a folder with train/ only what is missing is cut
     from it, a tenth each.
 
@@ -99,7 +99,7 @@ def _decode(files, image_size, prepare):
     """All images as one array (M, h, w, C). All headers are read first: a wrong set costs no decoding."""
     headers = _each(files, read_header)
     grey = all(is_grey for _, is_grey in headers)
-    w, h = (image_size, image_size) if image_size else _common_size(files, [size for size, _ in headers])
+    w, h = sides(image_size)[::-1] if image_size else _common_size(files, [size for size, _ in headers])
     images = np.empty((len(files), h, w, 1 if grey else 3), np.uint8)  # where memory is too small, it shows here
     place = dict(zip(files, images, strict=True))
     _each(files, lambda file: np.copyto(place[file], read_image(file, (w, h), grey, prepare)))

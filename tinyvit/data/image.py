@@ -13,6 +13,7 @@ Chapter of the course: notebooks/13-real-weights.ipynb.
 """
 
 import contextlib
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -33,10 +34,13 @@ class Preparation:
     filter: a name among FILTERS, for resizing; all but "nearest" average over the pixels that they merge (antialiased).
     resize: None squashes the picture to the model's size. A number of pixels gives that to its shortest side, keeping
         the proportions; (height, width) squashes it to that. Both then cut out the centre.
+    floor: where the margins cannot be equal: whether the one above and on the left is the smaller one, as Hugging Face
+        cuts; else it is the even one of the two, as torchvision and timm round.
     """
 
     filter: str = "bilinear"
     resize: int | tuple[int, int] | None = None
+    floor: bool = False
 
     def __post_init__(self):
         if self.filter not in FILTERS:
@@ -61,7 +65,8 @@ class Preparation:
                 )
         else:
             between = self.resize[::-1]
-        left, top = (round((side - wanted) / 2) for side, wanted in zip(between, size, strict=True))
+        cut = math.floor if self.floor else round
+        left, top = (cut((side - wanted) / 2) for side, wanted in zip(between, size, strict=True))
         return image.resize(between, how).crop((left, top, left + size[0], top + size[1]))
 
 
@@ -98,20 +103,28 @@ def read_image(path, size, grey, prepare=SQUASH):
 
 
 def resized(dataset, image_size, prepare=SQUASH):
-    """The data set with all images squashed to (image_size, image_size), or prepared, as `read_image` does it; mean and
-    std are those of the new training images. A larger size adds pixels, and no detail that was not there."""
-    splits = [_resized_split(split, image_size, prepare) for split in (dataset.train, dataset.validation, dataset.test)]
+    """The data set with all images squashed to `image_size`, a side or (height, width), or prepared, as `read_image`
+    does it; mean and std are those of the new training images. A larger size adds pixels, and no detail that was not
+    there."""
+    splits = [
+        _resized_split(split, sides(image_size), prepare) for split in (dataset.train, dataset.validation, dataset.test)
+    ]
     return Dataset.of(dataset.name, dataset.classes, *splits)
 
 
-def _resized_split(split, side, prepare):
+def sides(image_size):
+    """(height, width) of a side, or of the two."""
+    return image_size if isinstance(image_size, tuple) else (image_size, image_size)
+
+
+def _resized_split(split, size, prepare):
     from PIL import Image
 
     M, _, _, C = split.images.shape
-    images = np.empty((M, side, side, C), np.uint8)
+    images = np.empty((M, *size, C), np.uint8)
     for old, new in zip(split.images, images, strict=True):
         for c in range(C):
-            new[:, :, c] = prepare(Image.fromarray(old[:, :, c]), (side, side))
+            new[:, :, c] = prepare(Image.fromarray(old[:, :, c]), size[::-1])
     return Split(images, split.labels)
 
 

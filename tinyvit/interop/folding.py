@@ -96,11 +96,8 @@ def _timm(tensors, settings):
     for i in layers(tensors, "timm"):
         _scale(tensors, f"blocks.{i}.ls1.gamma", f"blocks.{i}.attn.proj")
         _scale(tensors, f"blocks.{i}.ls2.gamma", f"blocks.{i}.mlp.fc2")
-    known = {"token": "class", "avg": "average", "": "class" if "cls_token" in tensors else "average"}
-    if (settings.pool or "") not in known:
-        raise CheckpointError(f"global_pool must be token or avg, got {settings.pool[:60]!r}")
-    pool = known[settings.pool or ""]
-    if "fc_norm.weight" in tensors and settings.pool != "token":
+    pool = settings.pool or ("class" if "cls_token" in tensors else "average")
+    if "fc_norm.weight" in tensors and settings.pool != "class":
         pool = "average-norm"
     firsts = [name for name in ("cls_token", "reg_token") if name in tensors]
     table = _places_for_all(tensors, "cls_token", "pos_embed", settings)

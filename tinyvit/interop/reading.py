@@ -28,7 +28,7 @@ from tinyvit.interop.files import (
 )
 from tinyvit.interop.folding import fold, is_square, layers
 from tinyvit.interop.layouts import LAYOUTS
-from tinyvit.interop.settings import HEADS, google_settings, hf_settings, timm_settings
+from tinyvit.interop.settings import CUSTOMARY_HEADS, google_settings, hf_settings, timm_settings
 from tinyvit.models import ViT, ViTConfig
 from tinyvit.train.checkpoint import CheckpointError
 from tinyvit.train.fitting import check_memory
@@ -212,7 +212,7 @@ def _heads(settings, told, D):
         raise CheckpointError(f"heads must be left to the file, which says {settings.heads}; got {told}")
     heads = settings.heads or told
     if heads is None:
-        heads = HEADS.get(D) or max(1, D // 64)
+        heads = CUSTOMARY_HEADS.get(D) or max(1, D // 64)
         settings.notes.append(f"no file says how many heads there are; {heads} assumed, as is the custom at width {D}")
     return heads
 

@@ -10,6 +10,8 @@ Chapter of the course: notebooks/13-real-weights.ipynb.
 """
 
 import math
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,15 +20,45 @@ from tinyvit.interop.files import read_json
 from tinyvit.train.checkpoint import CheckpointError
 
 # timm's published widths whose heads are not 64 numbers wide: so400m, H/14, g/14, G/14, and its tiny test models.
-HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 64: 2, 96: 3}
+CUSTOMARY_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 64: 2, 96: 3}
 LARGE = 2**31  # no setting is so large
 GELU_TANH = {"gelu": False, "gelu_new": True, "gelu_pytorch_tanh": True, "gelu_tanh": True}
+GLOBAL_POOLS = {"token": "class", "avg": "average", "": None}  # timm's names for what the head reads
+
+# What nothing but the name of one of timm's architectures says: parts that ours lacks, and GELU's form.
+ARCHITECTURES = (
+    (r"_rpn_", "norms behind each part of a block; ours has them before"),
+    (r"_rope_", "queries and keys turned by their place; ours adds positions to the tokens, once"),
+)
+TANH = r"^vit_(base_patch32_siglip_gap_256|large_patch16_siglip_gap_512|(so400m|giantopt)_patch16_siglip_gap_)"
+
+# timm's `model_args` that are read here, that the arrays show, or that do nothing when a trained model predicts.
+ARGUMENTS = frozenset(
+    """img_size patch_size in_chans num_classes embed_dim depth num_heads global_pool no_embed_class act_layer
+    mlp_ratio qkv_bias qk_norm proj_bias init_values class_token reg_tokens pre_norm final_norm fc_norm scale_attn_norm
+    scale_mlp_norm drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate drop_path_rate weight_init
+    fix_init dynamic_img_size dynamic_img_pad strict_img_size device dtype""".split()
+)
+NEUTRAL = {"pool_include_prefix": False, "pos_embed": "learn", "norm_layer": "layernorm"}  # others, as they mostly are
+
+# What a preprocessor_config.json leaves out, by the class of transformers that it is for; size: (height, width), or
+# (shortest edge,), which for CLIP's one number means, too.
+PROCESSORS = {
+    "ViT": dict(size=(224, 224), resample=2, crops=False, mean=(0.5,), std=(0.5,)),
+    "DeiT": dict(size=(256, 256), resample=3, crops=True, mean=(0.5,), std=(0.5,)),
+    "CLIP": dict(
+        size=(224,), resample=3, crops=True, mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+    ),
+}  # fmt: skip
 
 
 @dataclass
 class Settings:
-    """sizes: fields of a ViTConfig that the file states, to be compared with the arrays. heads, image_size, pool,
-    place_first (whether the first tokens have positions of their own), mean and std: None where it says nothing."""
+    """sizes: fields of a ViTConfig that the file states, to be compared with the arrays. heads, image_size, pool (as a
+    ViTConfig names it; `fold` adds what the arrays show), place_first (whether the first tokens have positions of their
+    own), mean and std: None where it says nothing. labels: {index: name}; control characters, line breaks and the like
+    are spelled out (\\n), for names are printed, drawn and written into files."""
 
     sizes: dict = field(default_factory=dict)
     heads: int | None = None
@@ -40,6 +72,9 @@ class Settings:
     std: tuple | None = None
     prepare: Preparation = SQUASH
     notes: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.labels = {k: name if name.isprintable() else repr(name)[1:-1] for k, name in self.labels.items()}
 
 
 def google_settings(folder):
@@ -55,19 +90,30 @@ def timm_settings(folder):
     arguments, pictures = file.table("model_args"), file
     if file.any("pretrained_cfg") is not None:  # which older files have not
         pictures = file.table("pretrained_cfg")
-    if not file.text("architecture") and not pictures.text("architecture"):
+    architecture = file.text("architecture") or pictures.text("architecture")
+    if not architecture:
         raise CheckpointError(f"{file.name} must be timm's, with an `architecture`, for the weights beside it are")
+    for pattern, reason in ARCHITECTURES:
+        if re.search(pattern, architecture):
+            raise CheckpointError(f"{file.name}: architecture {architecture[:60]!r} has {reason}")
+    for key, value in arguments.values.items():
+        if key not in ARGUMENTS and value is not None and value != NEUTRAL.get(key):
+            said = f"{key[:60]!r} = {str(value)[:60]!r}"
+            raise CheckpointError(f"{file.name}: model_args say {said}; what the model then computes is not known here")
+    pool = arguments.text("global_pool") or file.text("global_pool")
+    if pool not in GLOBAL_POOLS:
+        raise CheckpointError(f"{file.name}: global_pool must be token or avg, got {pool[:60]!r}")
     sizes = {"width": "embed_dim", "depth": "depth", "channels": "in_chans", "patch": "patch_size"}
     input_size = pictures.numbers("input_size", 3) or ()
     settings = Settings(
         sizes={ours: arguments.whole(theirs) for ours, theirs in sizes.items()},
         heads=arguments.whole("num_heads"),
         image_size=arguments.pair("img_size") or tuple(input_size[1:]) or None,
-        pool=arguments.text("global_pool") or file.text("global_pool") or None,
-        gelu_tanh=arguments.gelu("act_layer"),
+        pool=GLOBAL_POOLS[pool],
+        gelu_tanh=arguments.gelu("act_layer", "gelu_tanh" if re.search(TANH, architecture) else "gelu"),
         mean=pictures.numbers("mean"),
         std=pictures.numbers("std"),
-        labels=_names(pictures.any("label_names") or file.any("label_names"), file.name),
+        labels=_described(file, pictures),
     )
     settings.sizes["classes"] = file.whole("num_classes") or None
     if (embedded := arguments.any("no_embed_class")) is not None:
@@ -122,16 +168,27 @@ def hf_settings(folder):
 
 def _processor(pictures, settings):
     """mean, std and preparation of preprocessor_config.json."""
-    if pictures.any("do_rescale") is False or abs(pictures.number("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+    made_for = pictures.text("image_processor_type") or pictures.text("feature_extractor_type") or "ViT"
+    kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", made_for)
+    if kind not in PROCESSORS:
+        settings.notes.append(f"how {made_for[:60]!r} prepares pictures is not known here; done as for a ViT")
+    usual = PROCESSORS.get(kind, PROCESSORS["ViT"])
+    if not pictures.flag("do_rescale", True) or abs(pictures.number("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise CheckpointError(f"{pictures.name}: pixels must be divided by 255 (do_rescale, rescale_factor)")
-    normalised = pictures.any("do_normalize") is not False
-    settings.mean = (pictures.numbers("image_mean") or (0.5,)) if normalised else (0.0,)
-    settings.std = (pictures.numbers("image_std") or (0.5,)) if normalised else (1.0,)
-    number = pictures.whole("resample", 2)
+    normalised = pictures.flag("do_normalize", True)
+    settings.mean = (pictures.numbers("image_mean") or usual["mean"]) if normalised else (0.0,)
+    settings.std = (pictures.numbers("image_std") or usual["std"]) if normalised else (1.0,)
+    number = pictures.whole("resample", usual["resample"])
     if number >= len(FILTERS):
         raise CheckpointError(f"{pictures.name}: resample must be one of Pillow's 0 to 5, got {number}")
-    sides, cut = pictures.sides("size"), pictures.any("do_center_crop") is True
-    made = pictures.sides("crop_size") if cut else sides
+    cut = pictures.flag("do_center_crop", usual["crops"])
+    sides = pictures.sides("size", one_is_square=kind != "CLIP") or usual["size"]
+    if not pictures.flag("do_resize", True):
+        sides = None
+        settings.notes.append("do_resize is false, so pictures must have the model's size; others are squashed to it")
+    if pictures.flag("do_pad", False):
+        settings.notes.append("do_pad is true, and nothing is padded here")
+    made = (pictures.sides("crop_size") or (224, 224)) if cut else sides
     if made is not None and made != settings.image_size and made != settings.image_size[:1]:
         raise CheckpointError(f"{pictures.name}: pictures become {made}, and the model reads {settings.image_size}")
     resize = None
@@ -139,14 +196,26 @@ def _processor(pictures, settings):
         resize = sides[0] if len(sides) == 1 else sides
     elif sides and len(sides) == 1 and not cut:
         settings.notes.append("size says the shortest edge and nothing crops; pictures are squashed instead")
-    settings.prepare = _prepare(pictures.name, FILTERS[number], None if resize == settings.image_size else resize)
+    resize = None if resize == settings.image_size else resize
+    settings.prepare = _prepare(pictures.name, FILTERS[number], resize, floor=resize is not None)
 
 
-def _prepare(name, filter, resize):
+def _prepare(name, filter, resize, floor=False):
     try:
-        return Preparation(filter, resize)
+        return Preparation(filter, resize, floor)
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}") from None
+
+
+def _described(file, pictures):
+    """{index: name} of timm's label_names, in the words of its label_descriptions, {name: words}, where it has them."""
+    names = _names(file.any("label_names") or pictures.any("label_names"), file.name)
+    table = (file if file.any("label_descriptions") else pictures).table("label_descriptions").values
+    if not all(isinstance(words, str) for words in table.values()):
+        raise CheckpointError(f"{file.name}: label_descriptions must be a table of texts")
+    words = {k: table.get(name, name) for k, name in names.items()}
+    count = Counter(words.values())  # ImageNet has two cranes
+    return {k: words[k] if count[words[k]] == 1 else f"{words[k]} ({name})" for k, name in names.items()}
 
 
 def _names(table, file):
@@ -191,6 +260,9 @@ class _Table:
     def text(self, key, default=""):
         return self._checked(key, default, lambda x: isinstance(x, str), "a text")
 
+    def flag(self, key, default):
+        return self._checked(key, default, lambda x: isinstance(x, bool), "true or false")
+
     def whole(self, key, default=None):
         return self._checked(key, default, lambda x: type(x) is int and 0 <= x < LARGE, "a whole number")
 
@@ -212,20 +284,21 @@ class _Table:
             raise CheckpointError(f"{self.name}: {key} must be one or two whole numbers, got {str(value)[:60]!r}")
         return None if value is None else tuple(sides)
 
-    def sides(self, key):
+    def sides(self, key, one_is_square=True):
         """(height, width) or (shortest edge,) of Hugging Face's ways to say a size."""
-        if not isinstance(self.any(key), dict):
-            return self.pair(key)
-        size = _Table(self.any(key), f"{self.name}: {key}")
-        sides = [size.whole(name) for name in ("height", "width", "shortest_edge")]
-        sides = tuple(side for side in sides if side is not None)
-        if len(sides) not in (1, 2):
-            raise CheckpointError(f"{self.name}: {key} must say height and width, or the shortest_edge")
-        return sides
+        value = self.any(key)
+        if not isinstance(value, dict):
+            pair = self.pair(key)
+            return pair if one_is_square or isinstance(value, list) or pair is None else pair[:1]
+        size = _Table(value, f"{self.name}: {key}")
+        names = [name for name in value if size.any(name) is not None]
+        if set(names) not in ({"height", "width"}, {"shortest_edge"}):
+            raise CheckpointError(f"{self.name}: {key} must say height and width, or the shortest_edge, and no more")
+        return tuple(size.whole(name) for name in sorted(names))
 
-    def gelu(self, key):
+    def gelu(self, key, default="gelu"):
         """Whether GELU is in its tanh form."""
-        name = self.text(key, "gelu")
+        name = self.text(key, default)
         if name not in GELU_TANH:
             raise CheckpointError(f"{self.name}: {key} must be one of {', '.join(GELU_TANH)}; got {name[:60]!r}")
         return GELU_TANH[name]

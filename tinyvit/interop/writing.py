@@ -89,6 +89,8 @@ def write_google(path, classifier):
     notes = ["a .npz has no names of classes and no mean and std: vit_jax maps pixels to -1 … 1"]
     if not c.gelu_tanh:
         notes.append("vit_jax takes the tanh form of GELU and this model has the exact one: last digits differ")
+    if c.image_size[0] != c.image_size[1]:
+        notes.append("a .npz has no image size, and this one is no square: ours refuses it, or takes it for a square")
     return notes + _other_eps(c, "vit_jax")
 
 
@@ -115,7 +117,7 @@ def write_hf(path, classifier):
     )  # fmt: skip
     files = {"config.json": config, "preprocessor_config.json": pictures}
     _write_folder(path, files, tensors)
-    return []
+    return _other_margins(prepare, "transformers", floor=True)
 
 
 def write_timm(path, classifier):
@@ -140,7 +142,7 @@ def write_timm(path, classifier):
         **({"label_names": list(classifier.classes)} if classes else {}),
     )  # fmt: skip
     _write_folder(path, {"config.json": config}, tensors)
-    return _other_eps(c, "timm")
+    return _other_eps(c, "timm") + _other_margins(prepare, "timm", floor=False)
 
 
 WRITERS = {"hf": write_hf, "timm": write_timm, "google": write_google}
@@ -166,6 +168,12 @@ def _crop_pct(resize, size):
 
 def _other_eps(c, where):
     return [f"{where} adds 1e-06 in its layer norms and this model {c.eps:g}: last digits differ"] * (c.eps != 1e-6)
+
+
+def _other_margins(prepare, where, floor):
+    if prepare.resize is None or prepare.floor == floor:
+        return []
+    return [f"{where} rounds the margins of the centre that it cuts out otherwise: it may begin a pixel beside ours"]
 
 
 def _write_folder(path, settings, tensors):
