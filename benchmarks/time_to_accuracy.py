@@ -208,7 +208,8 @@ def report(recipe, races):
     for name in rivals:
         head += [f"{name}, s", "ratio"]
     ends = "; ".join(f"{name} " + " ".join(f"{100 * curves[name][-1][1]:.2f}" for curves in races) for name in names)
-    text = f"## {recipe.data}: {recipe.epochs} epochs, {len(races)} seeds\n\n{table(head, rows)}\n\n"
+    seeds = f"{len(races)} seed{'s' * (len(races) > 1)}"
+    text = f"## {recipe.data}: {recipe.epochs} epochs, {seeds}\n\n{table(head, rows)}\n\n"
     return text + f"Validation accuracy at the end, by seed, in percent: {ends}.", ratios
 
 
