@@ -371,7 +371,7 @@ def test_info_marks_a_data_folder_that_is_none(tmp_path, monkeypatch, capsys):
         ("train digits --image-size 17", 2, "patch size 2 must divide the image's 17×17; 1 .*--image-size 16"),
         ("train digits/", 2, "one of digits, mnist"),
         ("eval nowhere", 1, "there is no checkpoint at nowhere"),
-        ("eval .", 1, "not a run's folder"),
+        ("eval .", 1, "must be a run's folder"),
         ("predict nowhere x.png", 1, "there is no checkpoint"),
         ("figures nowhere", 1, "there is no checkpoint"),
         ("figures", 2, "required: RUN"),

@@ -199,7 +199,7 @@ def test_the_command_on_a_folder(start, tmp_path, monkeypatch, capsys):
     ("words", "code", "message"),
     [
         ("nowhere digits", 1, "there is no checkpoint at nowhere"),
-        (". digits", 1, "not a run's folder"),
+        (". digits", 1, "must be a run's folder"),
         ("START", 2, "required: DATA"),
         ("START digitz", 2, "Did you mean 'digits'"),
         ("START digits --image-size 17", 2, "multiples of 2 pixels, got 17×17; 16×16 is the nearest"),

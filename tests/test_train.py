@@ -156,7 +156,7 @@ def test_a_classifier_loads_from_it_and_agrees(digits, tmp_path):
         classifier = load(path)
         np.testing.assert_array_equal(classifier.predict(digits.test.images), run.probabilities)
         assert classifier.classes == digits.classes and not classifier.model.training
-    with pytest.raises(checkpoint.CheckpointError, match="not a run's folder"):
+    with pytest.raises(checkpoint.CheckpointError, match="must be a run's folder"):
         load(tmp_path)
 
 

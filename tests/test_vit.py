@@ -2,13 +2,16 @@
 
 import gc
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tinyvit import Tensor, ViT, ViTConfig, functional, gradcheck, kernels, nn, optim, vit
+from tinyvit.cores import one_blas_thread
 from tinyvit.models.vit import PRESETS
 
 SMALL = ViTConfig(image_size=(4, 6), patch=2, channels=3, classes=5, width=8, depth=2, heads=2, mlp=12)
@@ -165,6 +168,35 @@ def test_threads_share_the_images_and_give_them_back_in_order(count, monkeypatch
     with nn.composed():
         np.testing.assert_allclose(model.predict(x, batch_size=2, threads=3), model.predict(x), rtol=1e-5)
     assert len(seen) >= min(2, count)  # the caller's own, for the second prediction, among them
+
+
+def test_an_error_ends_all_threads_before_their_next_batch(monkeypatch):
+    model, begun = ViT(SMALL), []
+
+    def forward(images):
+        begun.append(len(images))
+        time.sleep(0.01)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(MemoryError, match="no room"):
+        model.predict(images(400, SMALL), batch_size=1, threads=2)
+    assert len(begun) < 40
+
+
+def test_two_predictions_at_once_leave_blas_its_threads():
+    """Protects: the first to end gave back all threads while the other went on, and that one then kept BLAS at one."""
+
+    def number():
+        return [entry["num_threads"] for entry in threadpool_info() if entry["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before, first, second = number(), one_blas_thread(), one_blas_thread()
+        first.close()
+        first.close()
+        assert set(number()) <= {1}
+        second.close()
+        assert number() == before
 
 
 def test_what_goes_wrong_in_a_thread_is_said():

@@ -7,6 +7,7 @@ Chapter of the course: notebooks/07-training.ipynb.
 """
 
 import os
+import threading
 
 from threadpoolctl import threadpool_limits
 
@@ -18,7 +19,33 @@ def available_cores():
     return os.cpu_count() or 1
 
 
-def one_blas_thread():
-    """Context manager: matrix products inside run on the calling thread alone. (macOS's Accelerate decides
-    for itself.)"""
-    return threadpool_limits(1, user_api="blas")
+class one_blas_thread:
+    """Context manager, or from now until `close`: matrix products run on the thread that asks for them alone. (macOS's
+    Accelerate decides for itself.)
+
+    BLAS has one number of threads for the whole process. So the first of several that overlap sets it, and the last one
+    to end gives back what was there before.
+    """
+
+    _lock, _open, _before = threading.Lock(), 0, None
+
+    def __init__(self):
+        with self._lock:
+            if one_blas_thread._open == 0:
+                one_blas_thread._before = threadpool_limits(1, user_api="blas")
+            one_blas_thread._open += 1
+        self._closed = False
+
+    def close(self):
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                one_blas_thread._open -= 1
+                if one_blas_thread._open == 0:
+                    one_blas_thread._before.restore_original_limits()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()

@@ -6,6 +6,7 @@ which one to build. Its `forward` maps images (B, height, width, C) to logits (B
 Chapter of the course: notebooks/06-the-whole-vit.ipynb.
 """
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
@@ -55,17 +56,23 @@ def probabilities(model, inputs, classes, batch_size, threads=1):
     batch_size = max(1, min(batch_size, -(-len(inputs) // threads)))
     starts = range(0, len(inputs), batch_size)
 
-    def run(starts):
-        with no_grad(), evaluating(), Pool():
-            return [kernels.softmax(model(inputs[i : i + batch_size]).data) for i in starts]
+    memory = threading.local()  # a pool a thread, used again from batch to batch
+
+    def part(start):
+        memory.pool = getattr(memory, "pool", None) or Pool()
+        with no_grad(), evaluating(), memory.pool:
+            return kernels.softmax(model(inputs[start : start + batch_size]).data)
 
     if threads == 1 or len(starts) < 2:
-        parts = run(starts)
+        parts = [part(start) for start in starts]
     else:
-        with one_blas_thread(), ThreadPoolExecutor(threads, "tinyvit") as pool:
-            futures = [pool.submit(copy_context().run, run, starts[k::threads]) for k in range(threads)]
-            shares = [future.result() for future in futures]
-        parts = [shares[n % threads][n // threads] for n in range(len(starts))]
+        pool = ThreadPoolExecutor(threads, "tinyvit")
+        try:
+            with one_blas_thread():
+                futures = [pool.submit(copy_context().run, part, start) for start in starts]
+                parts = [future.result() for future in futures]
+        finally:  # after an error or Ctrl-C no batch is begun any more
+            pool.shutdown(cancel_futures=True)
     return np.concatenate(parts) if parts else np.empty((0, classes), np.float32)
 
 

@@ -79,7 +79,7 @@ class Shards:
 
     def close(self):
         self._stop_threads()
-        self.blas.restore_original_limits()
+        self.blas.close()
 
     def _stop_threads(self):
         if self.pool is not None:
