@@ -15,7 +15,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     known = [*bench.SHAPES, *bench.PUBLISHED]
-    names = f"models, of {' '.join(known)} (all but the last two)"
+    names = f"models, of {' '.join(known)} ({' '.join(bench.SHAPES)})"
     add("--shapes", nargs="+", choices=known, default=list(bench.SHAPES), metavar="NAME", help=names)
     add("--threads", nargs="+", type=int, default=[1], metavar="N", help="thread counts (1)")
     add("--rounds", type=int, default=5, metavar="N", help="rounds a model (5)")

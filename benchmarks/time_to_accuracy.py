@@ -238,7 +238,7 @@ def main():
         text, more = report(recipe, races)
         print(f"{text}\n")
         ratios += more
-    print(verdict(ratios) if ratios else "no accuracy was reached by both")
+    print(f"the faster PyTorch at each accuracy: {verdict(ratios)}" if ratios else "no accuracy was reached by both")
 
 
 if __name__ == "__main__":

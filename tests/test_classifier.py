@@ -36,7 +36,7 @@ def test_a_whole_checkpoint_loads(tmp_path):
     classifier = load(save(tmp_path, about()))
     assert classifier.classes == ("cat", "dog") and classifier.recipe == Recipe() and classifier.epochs_done == 1
     for threads in (1, 2):
-        assert classifier.predict(np.zeros((3, 8, 8, 1), np.uint8), threads).shape == (3, 2)
+        assert classifier.predict(np.zeros((3, 8, 8, 1), np.uint8), threads=threads).shape == (3, 2)
 
 
 @pytest.mark.parametrize(

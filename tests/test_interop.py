@@ -197,6 +197,23 @@ def test_an_empty_folder_is_filled_where_it_is(tmp_path, monkeypatch):
     assert not (tmp_path / "full").exists()
 
 
+def test_an_export_that_fails_halfway_leaves_an_empty_folder_empty(tmp_path, monkeypatch):
+    replace_file = os.replace
+
+    def full_at_the_weights(source, target):
+        if Path(target) == tmp_path / "vit" / "model.safetensors":
+            raise OSError(28, "No space left on device")
+        replace_file(source, target)
+
+    (tmp_path / "vit").mkdir()
+    monkeypatch.setattr("os.replace", full_at_the_weights)
+    with pytest.raises(OSError, match="No space left on device"):
+        interop.write("hf", tmp_path / "vit", classifier_of(SMALL))
+    assert [path.name for path in tmp_path.rglob("*")] == ["vit"]
+    monkeypatch.undo()
+    assert interop.write("hf", tmp_path / "vit", classifier_of(SMALL)) == []
+
+
 def test_what_a_killed_export_left_is_cleared_when_nobody_can_be_at_it(tmp_path):
     for name, age in ((".vit.old.tmp", 2 * 3600), (".vit.new.tmp", 0)):
         (tmp_path / name).mkdir()
@@ -404,8 +421,10 @@ def test_what_is_missing_unexpected_and_misshapen_is_one_error(tmp_path):
 
 
 def test_a_folder_of_several_or_none_is_not_guessed_at(tmp_path):
-    for name in ("a.npz", "b.npz"):
+    for name in ("a.npz", "._a.npz"):  # macOS leaves the second one on a stick
         np.savez(tmp_path / name, **google_arrays())
+    assert tinyvit.load(tmp_path).data.startswith("Google")
+    np.savez(tmp_path / "b.npz", **google_arrays())
     with pytest.raises(CheckpointError, match=r"holds several files of weights; name one of them: a\.npz, b\.npz"):
         tinyvit.load(tmp_path)
     (tmp_path / "none").mkdir()
@@ -423,6 +442,17 @@ def test_heads_are_told_only_where_no_file_says(tmp_path):
         assert tinyvit.load(path, heads=3).model.config.heads == 3
         with pytest.raises(CheckpointError, match="heads must be left to the file, which says 3; got 8"):
             tinyvit.load(path, heads=8)
+    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+        tinyvit.load(tmp_path / "missing", heads=3)
+
+
+def test_names_in_all_languages_stay(tmp_path):
+    shutil.copytree(STORED / "hf", tmp_path / "vit")
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    names = ["a\u00a0b", "می\u200cشود", "\N{WOMAN}\u200d\N{FIRE ENGINE}"]
+    config["id2label"] = dict(enumerate(names))
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
+    assert tinyvit.load(tmp_path / "vit").classes == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -435,6 +465,8 @@ def test_heads_are_told_only_where_no_file_says(tmp_path):
         ("norm_pre.weight", "a norm before the first block"),
         ("blocks.0.attn.rel_pos.relative_position_bias_table", "positions that attention adds"),
         ("patch_embed.backbone.stem.conv.weight", "a hybrid on a ResNet that ours is not"),
+        ("blocks.0.ffns.1.mlp.fc1.weight", "parts run side by side"),
+        ("blocks.1.in_proj.weight", "parts run side by side"),
     ],
 )
 def test_relatives_of_the_vit_are_refused_by_name(name, message, tmp_path):
@@ -627,7 +659,10 @@ def test_big_visions_sines(tmp_path):
     found = interop.read(tmp_path / "vit.npz")
     images = random_images(found.model.config)
     close(logits(found.model, images), google_forward(arrays, images))
-    assert found.model.config.image_size == (224, 224) and "sines for 7×7 patches are assumed" in found.notes[0]
+    assert found.model.config.image_size == (224, 224) and "sines for 224 pixels, 7×7 patches" in found.notes[0]
+    np.savez(tmp_path / "vit.npz", **stored)  # in vit_jax's spelling they must be there
+    with pytest.raises(CheckpointError, match="pos_embedding must be an array with 3 sides, got none"):
+        interop.read(tmp_path / "vit.npz")
 
 
 def test_google_hidden_layer_before_the_head(tmp_path):

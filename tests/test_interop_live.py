@@ -4,6 +4,7 @@ Skipped where the libraries are missing: pip install -e ".[parity]", then pip in
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from test_interop import classifier_of  # noqa: E402
 import tinyvit  # noqa: E402
 from tinyvit import interop  # noqa: E402
 from tinyvit.data.image import Preparation  # noqa: E402
+from tinyvit.interop.settings import CUSTOMARY_HEADS, timm_settings  # noqa: E402
 from tinyvit.models import ViT, ViTConfig  # noqa: E402
 from tinyvit.nn import evaluating  # noqa: E402
 from tinyvit.tensor import no_grad  # noqa: E402
@@ -221,6 +223,26 @@ def test_whole_models_that_ours_cannot_be_are_refused_by_name(name, changes, mes
     )
     with pytest.raises(CheckpointError, match=message):
         tinyvit.load(tmp_path)
+
+
+def test_heads_that_no_file_says_are_those_of_timms_architectures(tmp_path):
+    """A published config.json names the architecture alone: for each width of each, what is read without `heads`."""
+    timm = libraries.timm()
+    checked = 0
+    for name in timm.list_models("vit_*", module="vision_transformer"):
+        if re.search("_rpn_|_rope_|parallel|_xp_|_pwee|_dpwee|_dlittle|gigantic|little", name):
+            continue
+        with torch.device("meta"):
+            model = timm.create_model(name, depth=1)
+        if not hasattr(model.blocks[0], "attn"):
+            continue
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
+        said = timm_settings(tmp_path).heads
+        assert (said or CUSTOMARY_HEADS.get(model.embed_dim) or model.embed_dim // 64) == model.blocks[
+            0
+        ].attn.num_heads, name
+        checked += 1
+    assert checked > 100
 
 
 def test_the_names_of_the_modules_too(tmp_path):

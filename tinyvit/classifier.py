@@ -63,7 +63,7 @@ class Classifier:
         """uint8 images (B, h, w, C) as the model wants them: float32, normalised."""
         return normalise(images, self.mean, self.std)
 
-    def predict(self, images, threads=1):
+    def predict(self, images, *, threads=1):
         """Class probabilities (B, classes) of uint8 images (B, h, w, C), on so many threads. Raises ValueError for a
         model without a head, which knows no classes: fine-tuning gives it one."""
         if not self.knows_classes:
@@ -112,7 +112,7 @@ def load(path, heads=None):
                 "weights, a .safetensors or a .npz; it holds neither"
             )
         return _from_elsewhere(path, heads)
-    if heads:
+    if heads and path.exists():
         raise CheckpointError(f"heads is for weights whose files do not say, and {path} is a run's, which says")
     file = path / CHECKPOINT if path.is_dir() else path
     try:

@@ -12,8 +12,8 @@ from tinyvit.bench.training import has_pytorch
 
 
 def inference(shapes=tuple(SHAPES), threads=(1,), rounds=5, seconds=0.4, say=print):
-    """Measure `model.predict`, and PyTorch eager in inference mode: at shapes of SHAPES and PUBLISHED, else with the
-    arguments and the result of `train_step`."""
+    """Measure `model.predict`, and PyTorch eager in inference mode. Arguments and result as in `train_step`; shapes of
+    PUBLISHED are possible, too."""
     names = ["tinyvit predict"] + ["eager predict"] * has_pytorch()
     contenders = [(name, count) for count in threads for name in names]
     return survey(contenders, shapes, threads, rounds, seconds, say)

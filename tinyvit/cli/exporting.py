@@ -22,7 +22,7 @@ def run_export(options):
         complain(f"tinyvit export: {note}")
     ending = ENDINGS[options.format]
     if ending.startswith("."):  # a file, which replaces one of that name
-        if path.suffix != ending:
+        if path.suffix.lower() != ending:
             return complain(f"tinyvit export: the file's name must end in {ending}, got {path}", 1)
         if path.exists() and classifier.recipe is None and path.samefile(find_weights(options.checkpoint)):
             return complain(f"tinyvit export: {path} is what is read; name another file with --out", 1)

@@ -42,8 +42,8 @@ def load(name, *, root=None, download=True, image_size=None, prepare=SQUASH):
     Raises DataError for whatever is wrong: an unknown name, a file that cannot be had, is damaged, or is not
     what it claims.
     """
-    pixels = [] if image_size is None else sides(image_size)
-    if len(pixels) > 2 or len(pixels) == 1 or not all(isinstance(side, int) and side >= 1 for side in pixels):
+    pixels = (1, 1) if image_size is None else sides(image_size)
+    if len(pixels) != 2 or not all(isinstance(side, int) and side >= 1 for side in pixels):
         raise DataError(
             f"image_size must be a whole number of pixels from 1 up, or two, (height, width); got {image_size!r}"
         )

@@ -45,11 +45,13 @@ def is_square(n):
 def _google(tensors, settings):
     _unstack(tensors, [name for name in tensors if "/encoderblock/" in name])
     positions, kernel = LAYOUTS["google"].positions, tensors["embedding/kernel"]
-    if positions not in tensors and kernel.ndim == 4 and kernel.size:
+    if settings.sines and positions not in tensors and kernel.ndim == 4 and kernel.size:
         side, width = 224 // len(kernel), kernel.shape[3]
         if 0 < side**2 * width <= 2**22:
             tensors[positions] = _sines(side, width)
-            settings.notes.append(f"it has no positions: big_vision's sines for {side}×{side} patches are assumed")
+            settings.notes.append(
+                f"it has no positions: big_vision's sines for 224 pixels, {side}×{side} patches, are assumed"
+            )
     if "cls" not in tensors:
         return "average"
     _places_for_all(tensors, "cls", positions, settings)

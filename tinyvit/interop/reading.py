@@ -40,6 +40,10 @@ WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 # What else files hold: a part of a name, and why a ViT of ours cannot take it.
 STRANGERS = (
     (r"^conv_root/|^patch_embed\.backbone\.", "a hybrid on a ResNet that ours is not (bottlenecks, a 7×7 root)"),
+    (
+        r"\.(attns|ffns)\.\d|^blocks\.\d+\.in_proj\.|\.lambda_[qk]",
+        "blocks whose parts run side by side; ours follow each other",
+    ),
     (r"rel_pos|relative_position|rope", "positions that attention adds or turns by; ours are added to the tokens once"),
     (r"^MAPHead_0/|^attn_pool\.", "a head that pools by attention; ours reads the class token or the average"),
     (r"layer_scale", "layer scale, a factor behind each part of a block; our blocks have none"),
@@ -75,7 +79,7 @@ def find_weights(path):
     if not path.is_dir():
         return path
     found = [path / name for name in (WEIGHTS, SHARDS) if (path / name).is_file()]
-    found = found or [file for ending in ("*.safetensors", "*.npz") for file in sorted(path.glob(ending))]
+    found = found or [file for ending in ("*.safetensors", "*.npz") for file in sorted(path.glob(f"[!.]{ending}"))]
     if len(found) > 1 and found[0].name != WEIGHTS:
         names = ", ".join(file.name for file in found[:5])
         raise CheckpointError(f"{path} holds several files of weights; name one of them: {names}")
@@ -108,10 +112,12 @@ def read(path, heads=None):
     if file is None:
         raise CheckpointError(f"{path} holds no weights: no {WEIGHTS}, no other .safetensors and no .npz")
     tensors = _all_shards(file) if file.name.endswith(".json") else read_tensors(file)
+    big_vision = any("MlpBlock_0/" in stored for stored in tensors)  # which also has models with sines for positions
     name, tensors = _recognised(file, tensors)
     size = f", {len(tensors)} arrays"
     try:
         settings = SETTINGS[name](file.parent)
+        settings.sines = big_vision
         fold(name, tensors, settings)
         config = _measured(name, tensors, settings, heads)
         size = f" of width {config.width}, depth {config.depth}, with patches of {config.patch}×{config.patch}"
@@ -224,6 +230,8 @@ def _image_size(settings, N, P):
             raise CheckpointError(f"{N} positions are no square of patches; a config.json must say the image's size")
         return math.isqrt(N) * P, math.isqrt(N) * P
     h, w = settings.image_size
+    if h % P or w % P:
+        raise CheckpointError(f"images of {h}×{w} are no whole number of {P}×{P} patches; ours cuts nothing off")
     if (h // P) * (w // P) != N:
         raise CheckpointError(f"config.json says images of {h}×{w}, that is {h // P}×{w // P} patches, not {N}")
     return h, w

@@ -11,6 +11,7 @@ Chapter of the course: notebooks/13-real-weights.ipynb.
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +20,18 @@ from tinyvit.data.image import FILTERS, SQUASH, Preparation
 from tinyvit.interop.files import read_json
 from tinyvit.train.checkpoint import CheckpointError
 
-# timm's published widths whose heads are not 64 numbers wide: so400m, H/14, g/14, G/14, and its tiny test models.
+# timm's widths at which heads are not 64 numbers wide: so400m, H/14, g/14, G/14, and its tiny test models.
 CUSTOMARY_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 64: 2, 96: 3}
 LARGE = 2**31  # no setting is so large
 GELU_TANH = {"gelu": False, "gelu_new": True, "gelu_pytorch_tanh": True, "gelu_tanh": True}
 GLOBAL_POOLS = {"token": "class", "avg": "average", "": None}  # timm's names for what the head reads
 
-# What nothing but the name of one of timm's architectures says: parts that ours lacks, and GELU's form.
+# What nothing but the name of one of timm's architectures says: parts that ours lacks, 16 heads, and GELU's form.
 ARCHITECTURES = (
     (r"_rpn_", "norms behind each part of a block; ours has them before"),
     (r"_rope_", "queries and keys turned by their place; ours adds positions to the tokens, once"),
 )
+SIXTEEN_HEADS = r"^vit_(giantopt|base_patch16_gap)_"
 TANH = r"^vit_(base_patch32_siglip_gap_256|large_patch16_siglip_gap_512|(so400m|giantopt)_patch16_siglip_gap_)"
 
 # timm's `model_args` that are read here, that the arrays show, or that do nothing when a trained model predicts.
@@ -57,14 +59,16 @@ PROCESSORS = {
 class Settings:
     """sizes: fields of a ViTConfig that the file states, to be compared with the arrays. heads, image_size, pool (as a
     ViTConfig names it; `fold` adds what the arrays show), place_first (whether the first tokens have positions of their
-    own), mean and std: None where it says nothing. labels: {index: name}; control characters, line breaks and the like
-    are spelled out (\\n), for names are printed, drawn and written into files."""
+    own), mean and std: None where it says nothing. sines: whether positions that no array holds are big_vision's.
+    labels: {index: name}; control characters, line breaks and the like are spelled out (\\n), for names are printed,
+    drawn and written into files."""
 
     sizes: dict = field(default_factory=dict)
     heads: int | None = None
     image_size: tuple | None = None
     pool: str | None = None
     place_first: bool | None = None
+    sines: bool = False
     gelu_tanh: bool = False
     eps: float = 1e-6
     labels: dict = field(default_factory=dict)
@@ -74,7 +78,17 @@ class Settings:
     notes: list = field(default_factory=list)
 
     def __post_init__(self):
-        self.labels = {k: name if name.isprintable() else repr(name)[1:-1] for k, name in self.labels.items()}
+        self.labels = {k: "".join(map(_spelled, name)) for k, name in self.labels.items()}
+
+
+def _spelled(character):
+    """The character, or what stands for it where a terminal or a file would take it for a command: of controls, halves
+    of a character, line and paragraph separators, and what turns the direction of writing."""
+    kind, turns = (
+        unicodedata.category(character),
+        "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069",
+    )
+    return ascii(character)[1:-1] if kind in ("Cc", "Cs", "Zl", "Zp") or turns else character
 
 
 def google_settings(folder):
@@ -107,7 +121,7 @@ def timm_settings(folder):
     input_size = pictures.numbers("input_size", 3) or ()
     settings = Settings(
         sizes={ours: arguments.whole(theirs) for ours, theirs in sizes.items()},
-        heads=arguments.whole("num_heads"),
+        heads=arguments.whole("num_heads", 16 if re.search(SIXTEEN_HEADS, architecture) else None),
         image_size=arguments.pair("img_size") or tuple(input_size[1:]) or None,
         pool=GLOBAL_POOLS[pool],
         gelu_tanh=arguments.gelu("act_layer", "gelu_tanh" if re.search(TANH, architecture) else "gelu"),
@@ -215,7 +229,9 @@ def _described(file, pictures):
         raise CheckpointError(f"{file.name}: label_descriptions must be a table of texts")
     words = {k: table.get(name, name) for k, name in names.items()}
     count = Counter(words.values())  # ImageNet has two cranes
-    return {k: words[k] if count[words[k]] == 1 else f"{words[k]} ({name})" for k, name in names.items()}
+    return {
+        k: f"{words[k]} ({name})" if count[words[k]] > 1 and words[k] != name else words[k] for k, name in names.items()
+    }
 
 
 def _names(table, file):
@@ -273,7 +289,7 @@ class _Table:
         def holds(x):
             return isinstance(x, list) and 0 < len(x) <= 1000 and all(map(_finite, x)) and count in (None, len(x))
 
-        value = self._checked(key, None, holds, f"a list of {count or ''} numbers")
+        value = self._checked(key, None, holds, f"a list of {count} numbers" if count else "a list of numbers")
         return None if value is None else tuple(value)
 
     def pair(self, key):

@@ -200,6 +200,8 @@ def _write_folder(path, settings, tensors):
     except BaseException as error:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
+            for name in [*settings, "model.safetensors"]:  # it was new or empty before
+                (path / name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

@@ -90,7 +90,7 @@ class ImageModel(Module):
             raise ValueError(f"this {type(self).__name__} reads images (B, {wanted}), got {images.shape}{hint}")
         return images
 
-    def predict(self, images, batch_size=32, threads=1):
+    def predict(self, images, batch_size=32, *, threads=1):
         """Class probabilities, an array (B, classes), without a tape and in eval mode. Images as for `forward`.
 
         `batch_size` images at a time, for few of them stay in the processor's cache, on so many threads. Both change
