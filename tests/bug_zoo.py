@@ -89,8 +89,8 @@ ZOO = [
     ),
     Bug(
         "last token read as the class", "models/vit.py",
-        "return encoded[:, 0] if self.cls is not None else",
-        "return encoded[:, -1] if self.cls is not None else",
+        "            return encoded[:, 0]\n",
+        "            return encoded[:, -1]\n",
         "test_eq4_the_head_reads_the_class_token",
         "tests/test_vit.py::test_equations_1_to_4",
     ),
