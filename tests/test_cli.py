@@ -416,8 +416,10 @@ def test_a_run_folder_that_cannot_be_written(tmp_path, capsys):
 def start(folder, epochs):
     command = [sys.executable, "-m", "tinyvit", "train", "--epochs", str(epochs), "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 300  # a machine may be busy
-    while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < end:
+    end, metrics = time.monotonic() + 300, folder / "metrics.jsonl"  # a machine may be busy
+    while process.poll() is None and time.monotonic() < end:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 2:  # so the first epoch's checkpoint is written
+            break
         time.sleep(0.05)
     return process
 
