@@ -214,6 +214,23 @@ def test_an_export_that_fails_halfway_leaves_an_empty_folder_empty(tmp_path, mon
     assert interop.write("hf", tmp_path / "vit", classifier_of(SMALL)) == []
 
 
+def test_an_export_that_came_second_leaves_the_first_ones_files(tmp_path, monkeypatch):
+    """Two at once into one new folder: the one that cannot put its own there must not clear away the other's."""
+
+    def taken(source, target):
+        if Path(target) == tmp_path / "vit":
+            (tmp_path / "vit").mkdir()
+            (tmp_path / "vit" / "config.json").write_text("the other's")
+            raise OSError(39, "Directory not empty")
+        replace_file(source, target)
+
+    replace_file = os.replace
+    monkeypatch.setattr("os.replace", taken)
+    with pytest.raises(OSError, match="Directory not empty"):
+        interop.write("hf", tmp_path / "vit", classifier_of(SMALL))
+    assert (tmp_path / "vit" / "config.json").read_text() == "the other's"
+
+
 def test_what_a_killed_export_left_is_cleared_when_nobody_can_be_at_it(tmp_path):
     for name, age in ((".vit.old.tmp", 2 * 3600), (".vit.new.tmp", 0)):
         (tmp_path / name).mkdir()

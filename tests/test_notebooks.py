@@ -33,7 +33,7 @@ def test_the_chapters_are_numbered_from_00():
 
 @each
 def test_a_chapter_is_short_enough(chapter):
-    assert len(chapter.cells) <= 42
+    assert len(chapter.cells) <= 40
     for i in chapter.code():
         lines = chapter.source(i).splitlines()
         assert len(lines) <= 25 and max(map(len, lines)) <= 120, f"cell {i}"

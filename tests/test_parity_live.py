@@ -267,7 +267,8 @@ class Matrices(Module):
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs PyTorch 2.9")
 def test_muon_update_by_update(monkeypatch):
-    """As above. PyTorch makes momenta orthogonal in bfloat16, which would hide what is compared: here in float32."""
+    """As above. PyTorch makes momenta orthogonal in bfloat16, which would hide what is compared: here in float32. No
+    gradient is as small as 1e-7, which we add to its norm and PyTorch takes for the least norm there is."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     rng = np.random.default_rng(0)
     model = Matrices(rng)

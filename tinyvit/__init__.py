@@ -11,7 +11,7 @@ Reading order, which is also import order; each file opens with what it teaches:
     convolution.py   the ops of a convolutional network: convolution, norms, pooling
     functional.py    softmax, GELU, layer norm, attention, cross-entropy
     nn/              layers: Linear, LayerNorm, MultiHeadSelfAttention, MLP, EncoderBlock; convolutions; positions
-    optim.py         AdamW and SGD over one flat buffer; the learning-rate schedule
+    optim.py         AdamW, Muon and SGD over one flat buffer; the learning-rate schedule
     cores.py         how many cores are ours, and that one pool of threads uses them
     models/          the Vision Transformer, and what it is compared with: ResNet, hybrid, Image GPT and more
     data/            digits, MNIST, CIFAR, your folder; augmentation; batches; palettes

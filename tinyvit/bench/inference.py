@@ -7,7 +7,7 @@ answer minds the slow ones, so the ninetieth percentile stands beside the median
 from tinyvit.bench.report import ms, opening, remarks, spread, table
 from tinyvit.bench.results import survey
 from tinyvit.bench.rounds import label
-from tinyvit.bench.shapes import PUBLISHED, SHAPES, many
+from tinyvit.bench.shapes import MODELS, SHAPES, many
 from tinyvit.bench.training import has_pytorch
 
 
@@ -42,7 +42,7 @@ def _one(results):
 def _many(results):
     rows = []
     for shape, count, measured, ours, theirs in _pairs(results):
-        images, known = many((SHAPES | PUBLISHED)[shape]), theirs in measured
+        images, known = many(MODELS[shape]), theirs in measured
         row = [shape, images, count, _rate(images / measured.time(ours, "many"))]
         row += [_rate(images / measured.time(theirs, "many"))] if known else ["–"]
         row += [spread(measured.ratio(theirs, ours, "many"))] if known else ["–"]

@@ -3,13 +3,13 @@
 Markdown, so that it reads in a terminal and renders on a page.
 """
 
-from tinyvit.bench.shapes import PUBLISHED, SHAPES, describe
+from tinyvit.bench.shapes import MODELS, describe
 
 
 def opening(title, results, explanation):
     """The report's head, up to its first table."""
     facts = "\n".join(f"- {name}: {value}" for name, value in results.facts.items())
-    shapes = "\n".join(f"- {shape}: {describe((SHAPES | PUBLISHED)[shape])}" for shape in results.shapes)
+    shapes = "\n".join(f"- {shape}: {describe(MODELS[shape])}" for shape in results.shapes)
     rounds = len(next(iter(results.shapes.values())).rounds)
     how = (
         f"Float32. Times are medians over {rounds} rounds in which all take turns. A ratio is the rival's time over "

@@ -20,6 +20,7 @@ PUBLISHED = {
     "ti16": ViTConfig(   224, 16,  3, 1000,  192,   12,    3,  768),
     "b16":  ViTConfig(   224, 16,  3, 1000,  768,   12,   12, 3072),
 }  # fmt: skip
+MODELS = SHAPES | PUBLISHED
 BATCH = 128  # images in a training step
 SHARDS = 2  # the parts in which tinyvit computes them, on one thread as on two
 

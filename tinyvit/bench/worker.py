@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from tinyvit.bench import footprint
-from tinyvit.bench.shapes import PUBLISHED, SHAPES
+from tinyvit.bench.shapes import MODELS
 
 CONTENDERS = {  # name: module and function; imported only where it runs
     "tinyvit": ("ours", "training"),
@@ -53,7 +53,7 @@ def prepare(name, shape, threads):
     module, function = CONTENDERS[name]
     build = getattr(importlib.import_module(f"tinyvit.bench.{module}"), function)
     before = footprint.resident()
-    steps = build((SHAPES | PUBLISHED)[shape], threads)
+    steps = build(MODELS[shape], threads)
     for step in steps.values():
         step()  # the first call compiles
     forgot = footprint.forget_peak()

@@ -84,11 +84,9 @@ class Settings:
 def _spelled(character):
     """The character, or what stands for it where a terminal or a file would take it for a command: of controls, halves
     of a character, line and paragraph separators, and what turns the direction of writing."""
-    kind, turns = (
-        unicodedata.category(character),
-        "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069",
-    )
-    return ascii(character)[1:-1] if kind in ("Cc", "Cs", "Zl", "Zp") or turns else character
+    turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    harms = turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return ascii(character)[1:-1] if harms else character
 
 
 def google_settings(folder):

@@ -182,7 +182,7 @@ def _write_folder(path, settings, tensors):
     path = path.resolve()  # where a link points to
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(17, "it must be new or empty, so that nothing is lost", str(path))
-    made = None
+    made, moved = None, []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_left_overs(path)
@@ -194,14 +194,15 @@ def _write_folder(path, settings, tensors):
         if path.exists():
             for name in [*settings, "model.safetensors"]:
                 patiently(os.replace, made / name, path / name)
+                moved.append(path / name)
             made.rmdir()
         else:
             patiently(os.replace, made, path)
     except BaseException as error:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
-            for name in [*settings, "model.safetensors"]:  # it was new or empty before
-                (path / name).unlink(missing_ok=True)
+        for file in moved:
+            file.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

@@ -66,13 +66,13 @@ def probabilities(model, inputs, classes, batch_size, threads=1):
     if threads == 1 or len(starts) < 2:
         parts = [part(start) for start in starts]
     else:
-        pool = ThreadPoolExecutor(threads, "tinyvit")
+        workers = ThreadPoolExecutor(threads, "tinyvit")
         try:
             with one_blas_thread():
-                futures = [pool.submit(copy_context().run, part, start) for start in starts]
+                futures = [workers.submit(copy_context().run, part, start) for start in starts]
                 parts = [future.result() for future in futures]
         finally:  # after an error or Ctrl-C no batch is begun any more
-            pool.shutdown(cancel_futures=True)
+            workers.shutdown(cancel_futures=True)
     return np.concatenate(parts) if parts else np.empty((0, classes), np.float32)
 
 
